@@ -1,0 +1,557 @@
+"""What the entry points share: errors, arguments, schedule, seeds, evaluation, checkpoints, run log."""
+
+import argparse
+import functools
+import json
+import math
+import os
+import pickle
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+
+from model import ARCHS, ENCODERS, LIF, NORMS, SpikingVGG
+
+RUN_FILES = ("config.yaml", "environment.json", "log.jsonl", "last.pth.tar", "best.pth.tar", "result.json")
+
+
+class UserError(Exception):
+    """A mistake the user can mend, said in one sentence: the scripts print it and exit with 2."""
+
+
+def entry_point(main):
+    """Decorate `main(argv=None)`: UserError becomes one line on stderr and exit code 2, Ctrl-C 130."""
+
+    @functools.wraps(main)
+    def wrapper(argv=None):
+        try:
+            return main(argv) or 0
+        except UserError as error:
+            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+    return wrapper
+
+
+# ---- Arguments ---------------------------------------------------------------------------------
+
+
+def positive_int(text):
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def count(text):
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def unit_float(text):
+    """A number in (0, 1]."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise ValueError
+    return value
+
+
+def fraction(text):
+    """A number in [0, 1)."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise ValueError
+    return value
+
+
+def positive_float(text):
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
+
+
+def nonnegative_float(text):
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError
+    return value
+
+
+EXPECTED = {
+    int: "an integer",
+    positive_int: "an integer of at least 1",
+    count: "an integer of at least 0",
+    unit_float: "a number in (0, 1]",
+    fraction: "a number in [0, 1)",
+    positive_float: "a positive number",
+    nonnegative_float: "a number of at least 0",
+    str: "text",
+}
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose errors are `UserError`s in one sentence, and whose help shows defaults."""
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+    def error(self, message):
+        raise UserError(f"{message} (--help lists every flag)")
+
+    def _get_value(self, action, string):
+        if action.type not in EXPECTED:
+            return super()._get_value(action, string)
+        try:
+            return action.type(string)
+        except ValueError:
+            raise argparse.ArgumentError(action, f"expected {EXPECTED[action.type]}, got {string!r}") from None
+
+    def apply_config(self, values, source):
+        """Make `values` {flag: value} the defaults; UserError on unknown flags and wrong types."""
+        actions = {a.dest: a for a in self._actions if a.dest not in ("help", "config", "checkpoint")}
+        for key, value in values.items():
+            if key not in actions:
+                raise UserError(f"{source}: unknown key {key!r}")
+            action = actions[key]
+            if value is None and action.default is None:
+                continue
+            if isinstance(action, argparse.BooleanOptionalAction) or action.nargs == 0:
+                right = isinstance(value, bool)
+                wanted = "true or false"
+            else:
+                kinds = (str,) if action.type in (None, str) else (int,) if "int" in _words(action) else (int, float)
+                right = isinstance(value, kinds) and not isinstance(value, bool)
+                wanted = EXPECTED[action.type or str]
+                if right and action.type not in (None, str):
+                    try:
+                        value = action.type(value)
+                    except ValueError:
+                        right = False
+                if right and action.choices and value not in action.choices:
+                    right, wanted = False, f"one of {', '.join(action.choices)}"
+            if not right:
+                hint = " (YAML reads 5e-4 as text: write 5.0e-4)" if _is_number(value) else ""
+                raise UserError(f"{source}: {key} must be {wanted}, got {value!r}{hint}")
+            self.set_defaults(**{key: value})
+
+
+def _words(action):
+    return EXPECTED[action.type].split() if "integer" not in EXPECTED[action.type] else ["int"]
+
+
+def _is_number(value):
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
+def add_net_arguments(parser):
+    """The flags that define the net."""
+    group = parser.add_argument_group("network")
+    group.add_argument("--arch", default="vgg9", choices=list(ARCHS), help="network")
+    group.add_argument("--num_steps", default=25, type=positive_int, help="time-steps T")
+    group.add_argument("--leak_mem", default=0.95, type=unit_float, help="membrane leak per step")
+    group.add_argument("--threshold", default=1.0, type=positive_float, help="firing threshold")
+    group.add_argument("--norm", default="bntt", choices=list(NORMS), help="normalisation")
+    group.add_argument("--encoding", default="poisson", choices=list(ENCODERS), help="input encoding")
+    group.add_argument("--spike_order", default="integrate_first", choices=LIF.ORDERS, help="order inside a step")
+
+
+def add_data_arguments(parser, datasets):
+    """The flags that define the data."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", default="cifar10", choices=list(datasets), help="data set")
+    group.add_argument("--data_dir", default="./data", type=str, help="where the data lies or is downloaded to")
+    group.add_argument("--img_size", default=None, type=positive_int, help="resize to this (default: as the data is)")
+    group.add_argument("--batch_size", default=256, type=positive_int, help="training batch; testing uses twice it")
+    group.add_argument("--num_workers", default=4, type=count, help="data loading processes (0: in this one)")
+    group.add_argument("--limit_train", default=None, type=positive_int, help="use so many training images")
+    group.add_argument("--limit_test", default=None, type=positive_int, help="use so many test images")
+    group.add_argument("--val_fraction", default=0.0, type=fraction, help="part of the training set held out")
+    group.add_argument("--augment", default=None, action=argparse.BooleanOptionalAction,
+                       help="random crop and flip (default: as suits the data set)")  # fmt: skip
+    group.add_argument("--norm_stats", default="own", choices=["own", "authors"],
+                       help="mean and std: the data set's own, or CIFAR-10's for all as the authors")  # fmt: skip
+
+
+def add_run_arguments(parser):
+    """The flags that say where and how to run."""
+    group = parser.add_argument_group("machine")
+    group.add_argument("--seed", default=0, type=count, help="random seed")
+    group.add_argument("--device", default="auto", type=str, help="auto, cpu, cuda, cuda:1, ...")
+    group.add_argument("--amp", default="off", choices=["off", "bf16", "fp16"], help="mixed precision")
+
+
+def parse_with_config(parser, argv=None):
+    """Parse argv over the defaults of its `--config FILE` (YAML), if it names one."""
+    parser.add_argument("--config", default=None, metavar="FILE", help="YAML file of flags; the command line wins")
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    path = first.parse_known_args(argv)[0].config
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the config {path}: {_reason(error)}") from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise UserError(f"the config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+            raise UserError(f"the config {path} must be a list of `flag: value` lines")
+        parser.apply_config(values, path)
+    return parser.parse_args(argv)
+
+
+def parse_with_checkpoint(parser, argv=None):
+    """Parse argv over the settings of its CHECKPOINT. Returns (args, checkpoint).
+
+    An authors' checkpoint holds no settings: the flags must name --arch, --dataset and --leak_mem.
+    """
+    parser.add_argument("checkpoint", help="last.pth.tar or best.pth.tar of a run, or an authors' *_bestmodel.pth.tar")
+    checkpoint = load_checkpoint(parser.parse_args(argv).checkpoint)
+    known = {action.dest for action in parser._actions}
+    if "config" in checkpoint:
+        settings = {k: v for k, v in checkpoint["config"].items() if k in known}
+        parser.apply_config(settings, "checkpoint")
+        return parser.parse_args(argv), checkpoint
+    state = checkpoint["state_dict"]
+    if any(name.startswith("bntt_fc.") and name.endswith(".bias") for name in state):
+        raise UserError(
+            "this checkpoint is of the authors' first upload (its bntt_fc has a beta, which BNTT has not): "
+            "it cannot be read; train again with --spike_order fire_first"
+        )
+    parser.set_defaults(arch=None, dataset=None, leak_mem=None, norm="bntt")
+    steps = {name.split(".")[1] for name in state if name.startswith("bntt1.")}
+    parser.set_defaults(num_steps=len(steps) or 1)
+    args = parser.parse_args(argv)
+    missing = [f"--{key}" for key in ("arch", "dataset", "leak_mem") if getattr(args, key) is None]
+    if missing:
+        raise UserError(f"a checkpoint of the authors' code does not say its settings: pass {' '.join(missing)}")
+    return args, checkpoint
+
+
+def pick_device(name):
+    """torch.device for auto, cpu, cuda, cuda:N; UserError where there is no such device."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"--device {name}: this machine or this PyTorch has no such device; try --device cpu") from None
+    return device
+
+
+def autocast(device, amp):
+    """Autocast context of `--amp`."""
+    dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+# ---- Training pieces ---------------------------------------------------------------------------
+
+
+def seed_stream(seed, *stream):
+    """Seed PyTorch for one named part of a run, such as (seed, epoch): parts do not depend on each other."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, *stream)).generate_state(1)[0]))
+
+
+def learning_rate(base, epoch, num_epochs, schedule="step"):
+    """Learning rate of `epoch` (from 0): divided by 10 at 50, 70 and 90 % of the epochs, or cosine to 0."""
+    if schedule == "cosine":
+        return base * 0.5 * (1 + math.cos(math.pi * epoch / num_epochs))
+    return base / 10 ** sum(10 * epoch >= tenths * num_epochs for tenths in (5, 7, 9))
+
+
+def accuracy(logits, labels, topk=(1,)):
+    """Accuracy in % over the top k classes, for each k. logits: [B, K], labels: [B]."""
+    ranks = logits.topk(min(max(topk), logits.shape[1]), dim=1).indices == labels[:, None]
+    return [100.0 * ranks[:, :k].any(1).float().mean().item() for k in topk]
+
+
+class AverageMeter:
+    """Mean of a quantity over images."""
+
+    def __init__(self):
+        self.sum = self.count = 0
+
+    def update(self, value, n=1):
+        self.sum += value * n
+        self.count += n
+
+    @property
+    def avg(self):
+        return self.sum / max(self.count, 1)
+
+
+class SpikeMeter:
+    """Count the spikes of the input and of every layer at every time-step, through forward hooks.
+
+        with SpikeMeter(net) as meter:
+            net(images)
+        meter.spikes["conv1"]     # [T] float64: spikes at each step, over all images and neurons
+
+    Works on any engine that calls the hooks of `net.encoder` and of the LIF modules once a step.
+    """
+
+    def __init__(self, net, steps=None):
+        self.net, self.steps = net, steps or net.num_steps
+        self.spikes = {n: torch.zeros(self.steps, dtype=torch.float64) for n in ["input", *self._layers()]}
+        self.neurons, self._calls, self._handles = {}, dict.fromkeys(self.spikes, 0), []
+        self.images = 0
+
+    def _layers(self):
+        return {layer.name: layer for layer in self.net.layers()}
+
+    def _hook(self, name):
+        def hook(module, inputs, output):
+            spikes = output[0] if isinstance(output, tuple) else output
+            self.spikes[name][self._calls[name] % self.steps] += spikes.abs().sum(dtype=torch.float64).cpu()
+            self.neurons[name] = spikes[0].numel()
+            self._calls[name] += 1
+            if name == "input" and self._calls[name] % self.steps == 0:
+                self.images += len(spikes)
+
+        return hook
+
+    def __enter__(self):
+        watched = {"input": self.net.encoder, **{n: layer.lif for n, layer in self._layers().items()}}
+        self._handles = [module.register_forward_hook(self._hook(name)) for name, module in watched.items()]
+        return self
+
+    def __exit__(self, *exc):
+        for handle in self._handles:
+            handle.remove()
+
+    def rates(self):
+        """{layer: spikes of an image over all T / neurons of the layer}; may exceed 1 (paper, supplement D)."""
+        return {
+            n: float(s.sum()) / (self.neurons[n] * max(self.images, 1)) for n, s in self.spikes.items() if n != "input"
+        }
+
+    def operations(self):
+        """[T] accumulate operations per image and step: a layer's dense multiply-adds x its input's spike rate.
+
+        The rate is that of the presynaptic neurons, so an average-pooled input counts as spikes. The
+        non-spiking output layer is included.
+        """
+        total, source = torch.zeros(self.steps, dtype=torch.float64), "input"
+        synapses = [(n, layer.synapse.weight, self.neurons[n]) for n, layer in self._layers().items()]
+        readout = self.net.readout.weight
+        for name, weight, neurons in [*synapses, (None, readout, readout.shape[0])]:
+            dense = neurons * weight[0].numel()
+            total += dense * self.spikes[source] / (self.neurons[source] * max(self.images, 1))
+            source = name
+        return total
+
+
+class Evaluation(NamedTuple):
+    """Correct answers over a data set; the lists are indexed by the time-steps run, minus one."""
+
+    count: int
+    loss: float
+    correct: list
+    correct5: list
+    class_correct: list
+    class_count: list
+
+    def top1(self, steps=None):
+        """Top-1 accuracy in % after `steps` (default all) time-steps."""
+        return 100.0 * self.correct[(steps or len(self.correct)) - 1] / self.count
+
+    def top5(self, steps=None):
+        return 100.0 * self.correct5[(steps or len(self.correct5)) - 1] / self.count
+
+
+@torch.no_grad()
+def evaluate(net, loader, device, seed=0, steps=None, amp="off", progress=None):
+    """Run `net` in eval mode over every image of `loader` once: an `Evaluation` of every exit step."""
+    net.eval()
+    seed_stream(seed, 1)
+    steps = steps or net.num_steps
+    num_cls = net.readout.weight.shape[0]
+    correct, correct5 = (torch.zeros(steps, dtype=torch.long, device=device) for _ in range(2))
+    class_correct, class_count = (torch.zeros(num_cls, dtype=torch.long, device=device) for _ in range(2))
+    loss, seen = 0.0, 0
+    for images, labels in progress(loader) if progress else loader:
+        images, labels = images.to(device), labels.to(device)
+        with autocast(device, amp):
+            voltages = net.voltages(images, steps).float()
+        loss += F.cross_entropy(voltages[-1] / steps, labels, reduction="sum").item()
+        hits = voltages.topk(min(5, num_cls), dim=-1).indices == labels[:, None]  # [T, B, 5]
+        correct += hits[..., 0].sum(1)
+        correct5 += hits.any(-1).sum(1)
+        class_count += torch.bincount(labels, minlength=num_cls)
+        class_correct += torch.bincount(labels[hits[-1, :, 0]], minlength=num_cls)
+        seen += len(labels)
+    if seen != loader.num_images:
+        raise RuntimeError(f"evaluated {seen} of {loader.num_images} images")
+    counts = (x.tolist() for x in (correct, correct5, class_correct, class_count))
+    return Evaluation(seen, loss / seen, *counts)
+
+
+# ---- Checkpoints -------------------------------------------------------------------------------
+
+
+def write_atomically(path, write):
+    """Call write(file) on a file aside, flush it to disk, then put it in place of `path`.
+
+    A kill at any moment leaves the old file or the new one. UserError if the disk does not take it.
+    """
+    path, temporary = Path(path), None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"cannot write {path}: {_reason(error)}") from None
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def write_text(path, text):
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def save_checkpoint(path, checkpoint):
+    """Save a dict of tensors and plain values, atomically."""
+    write_atomically(path, lambda file: torch.save(checkpoint, file))
+
+
+def _numpy_scalar_globals():
+    """What an authors' checkpoint needs to unpickle: its `accuracy` is a numpy scalar."""
+    scalar = np.float64(0).__reduce__()[0]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [*((scalar, name) for name in names), np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
+
+
+def load_checkpoint(path):
+    """Load a checkpoint of ours or of the authors' code without running any code it may carry.
+
+    Returns a dict with at least `state_dict`; UserError if the file is anything else.
+    """
+    try:
+        with torch.serialization.safe_globals(_numpy_scalar_globals()):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoint {path}: {_reason(error)}") from None
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            raise UserError(f"{path} was refused: it holds more than tensors and plain values, perhaps code") from None
+        raise UserError(f"{path} is not a checkpoint") from None
+    except Exception:  # a damaged file can fail anywhere inside the unpickler
+        raise UserError(f"{path} is not a whole checkpoint: it is cut short, damaged or of another kind") from None
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"{path} is not a checkpoint of a BNTT net: it has no state_dict of tensors")
+    if not isinstance(checkpoint.get("config", {}), dict):
+        raise UserError(f"{path} is not a checkpoint of a BNTT net: its config is not a table")
+    return checkpoint
+
+
+def build_net(args, img_size, num_cls, in_channels):
+    """The `SpikingVGG` that the flags ask for; UserError where they make no net."""
+    try:
+        return SpikingVGG(
+            args.arch, args.num_steps, args.leak_mem, img_size, num_cls, in_channels=in_channels,
+            threshold=args.threshold, norm=args.norm, spike_order=args.spike_order, encoding=args.encoding,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def load_net(args, checkpoint, img_size, num_cls, in_channels):
+    """Rebuild the net of a checkpoint; UserError where its weights are of another net."""
+    net = build_net(args, img_size, num_cls, in_channels)
+    try:
+        net.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        detail = lines[1].strip() if len(lines) > 1 else lines[0]
+        raise UserError(f"{args.checkpoint} holds another net than {args.arch} as asked for: {detail[:300]}") from None
+    return net
+
+
+# ---- Run folder --------------------------------------------------------------------------------
+
+
+def environment(device, argv):
+    """What a number depends on besides the config: versions, machine, code, command."""
+    here = Path(__file__).resolve().parent
+
+    def git(*command):
+        done = subprocess.run(["git", "-C", here, *command], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        import torchvision
+
+        torchvision_version = torchvision.__version__
+        commit, dirty = git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except OSError:  # no git
+        commit, dirty = None, None
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *map(str, argv if argv is not None else sys.argv[1:])]),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "git": commit,
+        "git_dirty": dirty,
+        "device": f"{device} ({name})",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision_version,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+    }
+
+
+def _cpu_name():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def new_run_dir(path, overwrite):
+    """Make the folder of a new run; UserError if it holds one already (unless `overwrite`)."""
+    path = Path(path)
+    old = [path / name for name in RUN_FILES if (path / name).exists()]
+    if old and not overwrite:
+        raise UserError(f"{path} already holds a run: pass --run_dir for another folder, or --overwrite")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for file in old:
+            file.unlink()
+    except OSError as error:
+        raise UserError(f"cannot make the run folder {path}: {_reason(error)}") from None
+    return path
+
+
+def write_json(path, value):
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def _reason(error):
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
