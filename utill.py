@@ -92,15 +92,15 @@ def nonnegative_float(text):
     return value
 
 
+# flag type: (what a config file may hold for it, how an error names it)
 EXPECTED = {
-    int: "an integer",
-    positive_int: "an integer of at least 1",
-    count: "an integer of at least 0",
-    unit_float: "a number in (0, 1]",
-    fraction: "a number in [0, 1)",
-    positive_float: "a positive number",
-    nonnegative_float: "a number of at least 0",
-    str: "text",
+    positive_int: (int, "an integer of at least 1"),
+    count: (int, "an integer of at least 0"),
+    unit_float: ((int, float), "a number in (0, 1]"),
+    fraction: ((int, float), "a number in [0, 1)"),
+    positive_float: ((int, float), "a positive number"),
+    nonnegative_float: ((int, float), "a number of at least 0"),
+    str: (str, "text"),
 }
 
 
@@ -119,7 +119,7 @@ class ArgumentParser(argparse.ArgumentParser):
         try:
             return action.type(string)
         except ValueError:
-            raise argparse.ArgumentError(action, f"expected {EXPECTED[action.type]}, got {string!r}") from None
+            raise argparse.ArgumentError(action, f"expected {EXPECTED[action.type][1]}, got {string!r}") from None
 
     def apply_config(self, values, source):
         """Make `values` {flag: value} the defaults; UserError on unknown flags and wrong types."""
@@ -130,28 +130,22 @@ class ArgumentParser(argparse.ArgumentParser):
             action = actions[key]
             if value is None and action.default is None:
                 continue
-            if isinstance(action, argparse.BooleanOptionalAction) or action.nargs == 0:
-                right = isinstance(value, bool)
-                wanted = "true or false"
+            if action.nargs == 0:  # a switch
+                kinds, wanted = bool, "true or false"
             else:
-                kinds = (str,) if action.type in (None, str) else (int,) if "int" in _words(action) else (int, float)
-                right = isinstance(value, kinds) and not isinstance(value, bool)
-                wanted = EXPECTED[action.type or str]
-                if right and action.type not in (None, str):
-                    try:
-                        value = action.type(value)
-                    except ValueError:
-                        right = False
-                if right and action.choices and value not in action.choices:
-                    right, wanted = False, f"one of {', '.join(action.choices)}"
+                kinds, wanted = EXPECTED[action.type or str]
+            right = isinstance(value, kinds) and isinstance(value, bool) == (kinds is bool)
+            if right and kinds is not bool:
+                try:
+                    value = (action.type or str)(value)
+                except ValueError:
+                    right = False
+            if right and action.choices and value not in action.choices:
+                right, wanted = False, f"one of {', '.join(action.choices)}"
             if not right:
                 hint = " (YAML reads 5e-4 as text: write 5.0e-4)" if _is_number(value) else ""
                 raise UserError(f"{source}: {key} must be {wanted}, got {value!r}{hint}")
             self.set_defaults(**{key: value})
-
-
-def _words(action):
-    return EXPECTED[action.type].split() if "integer" not in EXPECTED[action.type] else ["int"]
 
 
 def _is_number(value):
@@ -227,8 +221,11 @@ def parse_with_checkpoint(parser, argv=None):
     known = {action.dest for action in parser._actions}
     if "config" in checkpoint:
         settings = {k: v for k, v in checkpoint["config"].items() if k in known}
-        parser.apply_config(settings, "checkpoint")
-        return parser.parse_args(argv), checkpoint
+        parser.apply_config(settings, "the checkpoint's config")
+        args = parser.parse_args(argv)
+        for key in ("mean", "std", "classes"):  # as in training, whatever the test folder holds
+            setattr(args, key, checkpoint["data"][key])
+        return args, checkpoint
     state = checkpoint["state_dict"]
     if any(name.startswith("bntt_fc.") and name.endswith(".bias") for name in state):
         raise UserError(
@@ -464,8 +461,9 @@ def load_checkpoint(path):
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(f"{path} is not a checkpoint of a BNTT net: it has no state_dict of tensors")
-    if not isinstance(checkpoint.get("config", {}), dict):
-        raise UserError(f"{path} is not a checkpoint of a BNTT net: its config is not a table")
+    for key in ("config", "data"):
+        if not isinstance(checkpoint.get(key, {}), dict) or ("config" in checkpoint and key not in checkpoint):
+            raise UserError(f"{path} is not a checkpoint of a BNTT net: its {key} is missing or not a table")
     return checkpoint
 
 
