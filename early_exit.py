@@ -101,10 +101,11 @@ def parse_args(argv=None):
 def main(argv=None):
     args, checkpoint = parse_args(argv)
     device = utill.pick_device(args.device)
+    args.amp = utill.pick_amp(device, args.amp)
     if args.norm != "bntt":
         raise UserError(f"a net with --norm {args.norm} has no gamma per time-step: early exit needs bntt")
     loaders = data.build_loaders(args, train=False)
-    net = utill.load_net(args, checkpoint, loaders.img_size, len(loaders.classes), loaders.in_channels)
+    net = utill.load_net(args, checkpoint, loaders.img_size, len(loaders.classes), loaders.in_channels, device)
 
     gammas, T = net.gammas(), args.num_steps
     mean_gamma = torch.stack([gamma.mean(1) for gamma in gammas.values()])
@@ -117,7 +118,6 @@ def main(argv=None):
     else:
         print(f"no early exit: at step {T} a layer's mean gamma is still {args.gamma_threshold:g} or more, so all run")
 
-    net.to(device)
     progress = functools.partial(tqdm, desc="test", disable=None, leave=False)
     with utill.SpikeMeter(net) as meter:
         evaluation = utill.evaluate(net, loaders.test, device, args.seed, amp=args.amp, progress=progress)

@@ -258,8 +258,7 @@ class SpikingVGG(nn.Module):
     def layers(self):
         """The spiking layers, input to output: a list of `Layer`."""
         return [
-            Layer(n, *(getattr(self, part) for part in (n, norm, f"lif_{n}", f"pool_{n}")))
-            for n, norm in self._names
+            Layer(n, *(getattr(self, part) for part in (n, norm, f"lif_{n}", f"pool_{n}"))) for n, norm in self._names
         ]
 
     @property

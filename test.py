@@ -58,11 +58,12 @@ def classify(net, loaders, args, device):
 def main(argv=None):
     args, checkpoint = parse_args(argv)
     device = utill.pick_device(args.device)
+    args.amp = utill.pick_amp(device, args.amp)
     if args.image and "data" in checkpoint:  # one's own pictures need no data set
         loaders = data.Loaders(None, None, None, **checkpoint["data"])
     else:
         loaders = data.build_loaders(args, train=False)
-    net = utill.load_net(args, checkpoint, loaders.img_size, len(loaders.classes), loaders.in_channels).to(device)
+    net = utill.load_net(args, checkpoint, loaders.img_size, len(loaders.classes), loaders.in_channels, device)
     if args.image:
         print(json.dumps({"images": classify(net, loaders, args, device)}))
         return
@@ -78,7 +79,9 @@ def main(argv=None):
             right = statistics.mean(run.class_correct[k] for run in runs)
             print(f"{name:>20}: {100 * right / total:6.2f} % of {total}")
     spread = "" if deviation is None else f" +- {deviation:.2f} over {args.repeats} Poisson draws"
-    print(f"top-1 {statistics.mean(top1):.2f} %{spread}, {runs[0].count} images, {steps} of {args.num_steps} time-steps")
+    print(
+        f"top-1 {statistics.mean(top1):.2f} %{spread}, {runs[0].count} images, {steps} of {args.num_steps} time-steps"
+    )
     result = {
         "top1": statistics.mean(top1), "top1_std": deviation, "top5": statistics.mean(top5),
         "count": runs[0].count, "steps": steps, "num_steps": args.num_steps, "repeats": args.repeats,

@@ -100,11 +100,11 @@ def write_scalars(writer, record, gammas, epoch):
 def main(argv=None):
     args = parse_args(argv)
     device = utill.pick_device(args.device)
-    if args.amp == "fp16" and device.type == "cpu":
-        raise UserError("--amp fp16 needs a GPU: use --amp bf16 or off on a CPU")
+    args.amp = utill.pick_amp(device, args.amp)
     loaders = data.build_loaders(args)
     torch.manual_seed(args.seed)
     net = utill.build_net(args, loaders.img_size, len(loaders.classes), loaders.in_channels).to(device)
+    engine, reason = utill.use_engine(net, args)
     optimizer = build_optimizer(net, args)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
 
@@ -112,8 +112,9 @@ def main(argv=None):
     run_dir = utill.new_run_dir(args.run_dir or f"runs/{name}", args.overwrite)
     config = {k: v for k, v in vars(args).items() if k not in ("config", "overwrite", "run_dir")}
     utill.write_text(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-    utill.write_json(run_dir / "environment.json", utill.environment(device, argv))
+    utill.write_json(run_dir / "environment.json", utill.environment(device, argv, engine=engine, amp=args.amp))
     print(f"run folder {run_dir}; {sum(p.numel() for p in net.parameters()):,} parameters; {device}")
+    print(f"engine: {engine}, mixed precision {args.amp}" + (f" (not fused: {reason})" if reason else ""))
 
     writer, log, start, best = SummaryWriter(run_dir / "tensorboard"), [], time.perf_counter(), None
     for epoch in range(args.num_epochs):

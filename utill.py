@@ -189,7 +189,12 @@ def add_run_arguments(parser):
     group = parser.add_argument_group("machine")
     group.add_argument("--seed", default=0, type=count, help="random seed")
     group.add_argument("--device", default="auto", type=str, help="auto, cpu, cuda, cuda:1, ...")
-    group.add_argument("--amp", default="off", choices=["off", "bf16", "fp16"], help="mixed precision")
+    group.add_argument("--engine", default="auto", choices=["auto", "plain", "fused"],
+                       help="the fused engine, the plain time loop, or the first that works")  # fmt: skip
+    group.add_argument("--amp", default="off", choices=["off", "auto", "bf16", "fp16"],
+                       help="mixed precision; auto: bf16 where the processor has instructions for it")  # fmt: skip
+    group.add_argument("--save_memory", default=None, type=positive_int, metavar="STEPS",
+                       help="fused engine: keep only the membranes of every so many time-steps, run the rest again")  # fmt: skip
 
 
 def parse_with_config(parser, argv=None):
@@ -254,8 +259,39 @@ def pick_device(name):
     return device
 
 
+def pick_amp(device, amp):
+    """What `--amp` comes to on this device: off, bf16 or fp16; UserError where it cannot be."""
+    if amp == "fp16" and device.type == "cpu":
+        raise UserError("--amp fp16 needs a GPU: use --amp bf16 or off on a CPU")
+    if amp != "auto":
+        return amp
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "off"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "off"
+
+
+def use_engine(net, args):
+    """Attach the engine that `--engine` names. Returns (its name, why not fused or None)."""
+    reason = None
+    if args.engine != "plain":
+        import fused
+
+        try:
+            fused.attach(net, args.save_memory)
+            return "fused", None
+        except fused.Unsupported as error:
+            reason = str(error)
+    if args.engine == "fused":
+        raise UserError(f"--engine fused: {reason}")
+    if args.save_memory is not None:
+        raise UserError(
+            f"--save_memory belongs to the fused engine, which does not run here: {reason or 'plain asked'}"
+        )
+    return "plain", reason
+
+
 def autocast(device, amp):
-    """Autocast context of `--amp`."""
+    """Autocast context of `--amp`, after `pick_amp`."""
     dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
@@ -478,8 +514,8 @@ def build_net(args, img_size, num_cls, in_channels):
         raise UserError(str(error)) from None
 
 
-def load_net(args, checkpoint, img_size, num_cls, in_channels):
-    """Rebuild the net of a checkpoint; UserError where its weights are of another net."""
+def load_net(args, checkpoint, img_size, num_cls, in_channels, device):
+    """Rebuild the net of a checkpoint on `device`, with its engine; UserError where its weights are of another net."""
     net = build_net(args, img_size, num_cls, in_channels)
     try:
         net.load_state_dict(checkpoint["state_dict"])
@@ -487,14 +523,17 @@ def load_net(args, checkpoint, img_size, num_cls, in_channels):
         lines = str(error).splitlines()
         detail = lines[1].strip() if len(lines) > 1 else lines[0]
         raise UserError(f"{args.checkpoint} holds another net than {args.arch} as asked for: {detail[:300]}") from None
+    engine, reason = use_engine(net.to(device), args)
+    if reason:
+        print(f"engine: {engine}, because {reason}")
     return net
 
 
 # ---- Run folder --------------------------------------------------------------------------------
 
 
-def environment(device, argv):
-    """What a number depends on besides the config: versions, machine, code, command."""
+def environment(device, argv, **more):
+    """What a number depends on besides the config: versions, machine, code, command, and `more`."""
     here = Path(__file__).resolve().parent
 
     def git(*command):
@@ -521,6 +560,7 @@ def environment(device, argv):
         "torchvision": torchvision_version,
         "numpy": np.__version__,
         "platform": platform.platform(),
+        **more,
     }
 
 

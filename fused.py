@@ -1,0 +1,558 @@
+"""The fused engine: a net from model.py run layer by layer over all time-steps at once.
+
+    net = fused.attach(SNN_VGG9_BNTT(num_steps=25))     # same parameters, buffers and state dict
+    with torch.autocast("cpu", torch.bfloat16):         # or without, in float32 or float64
+        loss = criterion(net(images), labels)
+    loss.backward()
+
+A feed-forward spiking net needs its time loop only inside the neuron. So a layer is run over all T
+steps at once: its convolution sees [T * B, C, H, W], and all that stands between two convolutions is
+a few passes over the matrix x[t, n, c] of its outputs (n = image and pixel, c = channel):
+
+  statistics    mu_t, var_t over n                                      (training, with BatchNorm)
+  lif_forward   a_t = gamma_t / sqrt(var_t + eps),  b_t = -a_t mu_t;  then, membranes in registers:
+                    u_t = leak m_{t-1} + a_t x_t + b_t,  s_t = 1[u_t > theta],  m_t = u_t - theta s_t
+                or, firing first,
+                    s_t = 1[m_{t-1} > theta],  m_t = leak m_{t-1} + a_t x_t + b_t - theta s_t
+                and the average pool of s. Only s is written, in one byte.
+  lif_backward  the membranes once more, then the reverse scan from the gradient g of s, with
+                h(v) = alpha / theta max(0, 1 - |v / theta - 1|):
+                    d_t = g_t h(u_t) + leak d_{t+1}
+                or, firing first,
+                    d_t = g_{t+1} h(m_t) + leak d_{t+1}
+                d is the gradient of a_t x_t + b_t. In the same pass S1 = sum_n d and
+                S2 = sum_n d (x - mu), all that BatchNorm's backward pass needs:
+                    dgamma_t = S2 / sqrt(var_t + eps)
+  affine        dx = a d - a S1 / N - a (x - mu) S2 / (N (var + eps)), as k1 d + k2 x + k3.
+
+For the backward pass a layer keeps x and the packed spikes, nothing else. `save_memory` cuts time
+into blocks, keeps the membranes at their borders, and runs each block again in the backward pass:
+exact, for BatchNorm's statistics belong to one time-step and the draws are kept.
+
+This file is the engine; the passes are in fused_cpu.cpp and fused_triton.py, one for each kind of
+device. model.py knows of neither.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from model import BNTT, ENCODERS, LIF, SURROGATE_ALPHA, NoNorm, SharedBN
+
+
+class Unsupported(Exception):
+    """Why the fused engine cannot run a net here, in one sentence."""
+
+
+# ---- Attaching ---------------------------------------------------------------------------------
+
+
+def attach(net, save_memory=None):
+    """Make `net` run fused, in place, and return it. Raises `Unsupported` where it cannot.
+
+    save_memory: None, or the time-steps of one block: memory then grows with the block instead of
+    T, for one more forward pass. `detach(net)` undoes it; parameters and buffers stay the same objects.
+    """
+    reason = why_not(net)
+    if reason:
+        raise Unsupported(reason)
+    if not isinstance(net, FusedNet):
+        net.__class__ = _fused_class(type(net))
+    net._block = save_memory
+    return net
+
+
+def detach(net):
+    """Make `net` run by its own plain time loop again, and return it."""
+    if isinstance(net, FusedNet):
+        net.__class__ = type(net).__mro__[2]
+        del net._block
+    return net
+
+
+def why_not(net):
+    """None if `net` can run fused where it now lies, else the reason as a sentence."""
+    device = next(net.parameters()).device
+    try:
+        _backend(device.type)
+    except Unsupported as error:
+        return str(error)
+    if type(net.encoder) not in ENCODERS.values():
+        return f"the fused engine does not know the encoder {type(net.encoder).__name__}"
+    for layer in net.layers():
+        if type(layer.norm) not in (BNTT, SharedBN, NoNorm):
+            return f"the fused engine does not know the normalisation {type(layer.norm).__name__}"
+        if type(layer.lif) is not LIF:
+            return f"the fused engine does not know the neuron {type(layer.lif).__name__}"
+        pool = layer.pool
+        known = isinstance(pool, nn.Identity) or (isinstance(pool, nn.AvgPool2d) and pool.stride == pool.kernel_size)
+        if not known and not isinstance(pool, nn.AdaptiveAvgPool2d):
+            return f"the fused engine does not know the pooling {pool}"
+        if layer.synapse.bias is not None:
+            return "the fused engine does not know weight layers with a bias"
+    return None
+
+
+class FusedNet:
+    """Mixed into the class of a net by `attach`: overrides the time loop."""
+
+    def voltages(self, images, steps=None):
+        steps = self.check_input(images, steps)
+        if images.requires_grad:  # towards the images, as attacks want it: the plain loop knows how
+            return super().voltages(images, steps)
+        run = _Run(self, images, steps)
+        spikes = torch.stack([self.encoder(images, t) for t in range(steps)])
+        gammas = [run.gamma(layer) for layer in run.layers]
+        weights = [layer.synapse.weight for layer in run.layers] + [self.readout.weight]
+        return _FusedVoltages.apply(run, spikes, *weights, *gammas)
+
+
+@functools.cache
+def _fused_class(cls):
+    return type(f"Fused{cls.__name__}", (FusedNet, cls), {})
+
+
+# ---- The passes on a CPU: C++, compiled once and cached ----------------------------------------------
+
+
+class _CLayer(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("T", "B", "H", "W", "C", "pool", "fire_first")] + [
+        (name, ctypes.c_double) for name in ("leak", "threshold", "alpha")
+    ]
+
+
+class CpuPasses:
+    """The passes of fused_cpu.cpp as functions of tensors."""
+
+    def __init__(self):
+        self.library = ctypes.CDLL(_compiled(Path(__file__).with_name("fused_cpu.cpp")))
+
+    def _call(self, name, dtype, *arguments):
+        values = (
+            ctypes.c_void_p(x.data_ptr()) if isinstance(x, torch.Tensor)
+            else ctypes.byref(x) if isinstance(x, ctypes.Structure) else x for x in arguments
+        )  # fmt: skip
+        getattr(self.library, f"{name}_{str(dtype).removeprefix('torch.')}")(*values)
+
+    def statistics(self, x, shape):
+        mean, variance = torch.empty(2, shape.T, shape.C, dtype=torch.float64)
+        sizes = (ctypes.c_int64(size) for size in (shape.T, shape.N, shape.C))
+        self._call("statistics", x.dtype, *sizes, x, mean, variance)
+        return mean, variance
+
+    def lif_forward(self, x, shape, a, b, membrane, start, packed):
+        spikes = torch.empty(shape.pooled, dtype=x.dtype)
+        arguments = (a, b, membrane, int(start), spikes, packed)
+        self._call("lif_forward", x.dtype, shape.c, x, *arguments)
+        return spikes
+
+    def lif_backward(self, x, shape, a, b, centre, membrane, grad, carry, start, sums):
+        delta = torch.empty(shape.full, dtype=x.dtype)
+        s1, s2 = torch.empty(2, shape.T, shape.C, dtype=torch.float64) if sums else (None, None)
+        arguments = (a, b, centre, membrane, grad, carry, int(start), delta, s1, s2)
+        self._call("lif_backward", x.dtype, shape.c, x, *arguments)
+        return delta, s1, s2
+
+    def affine(self, delta, x, shape, k1, k2, k3):
+        sizes = (ctypes.c_int64(size) for size in (shape.T, shape.N, shape.C))
+        self._call("affine", x.dtype, *sizes, delta, x, k1, k2, k3)
+        return delta
+
+    def unpack(self, packed, share, dtype):
+        spikes = torch.empty(packed.shape, dtype=dtype)
+        kind = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
+        self._call("unpack", dtype, ctypes.c_int64(packed.numel()), packed, spikes, kind(share))
+        return spikes
+
+
+def _compiled(source):
+    """Path of the shared library of `source`: compiled for this processor and cached for the next run."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
+    if compiler is None:
+        raise Unsupported("the fused engine needs a C++ compiler (on Debian and Ubuntu: apt install g++)")
+    flags = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"]
+    if platform.machine() in ("x86_64", "AMD64"):
+        flags.append("-mprefer-vector-width=512")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    key = "\n".join([source.read_text(), " ".join(flags), version, torch.__version__, _processor()])
+    name = f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    for folder in (home / "bntt", Path(tempfile.gettempdir()) / f"bntt-{os.getuid()}"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError:
+            continue
+        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
+            break
+    else:
+        raise Unsupported("the fused engine found no folder to compile into: set XDG_CACHE_HOME to a writable one")
+    library = folder / name
+    if library.exists():
+        return library
+    # torch's own OpenMP runtime, so that both share one pool of threads
+    runtime = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    openmp = ["-fopenmp", "-c"], [str(runtime[0])] if runtime else ["-fopenmp"]
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        half, done = f"{aside}/half.o", f"{aside}/done.so"
+        for compile_openmp, link_openmp in (openmp, (["-c"], [])):
+            commands = (
+                [compiler, *flags[:-1], *compile_openmp, str(source), "-o", half],
+                [compiler, "-shared", half, *link_openmp, "-o", done],
+            )
+            runs = [subprocess.run(command, capture_output=True, text=True, check=False) for command in commands]
+            if runs[-1].returncode == 0:
+                os.replace(done, library)
+                return library
+    reason = next((line for run in runs for line in run.stderr.splitlines() if "error" in line), "no message")
+    raise Unsupported(f"the fused engine could not be compiled by {compiler}: {reason}")
+
+
+def _processor():
+    """What -march=native depends on: another processor gets another build."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() + platform.machine()
+    wanted = ("vendor_id", "cpu family", "model", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.split("\t")[0].strip() in wanted}))
+
+
+@functools.cache
+def _backend(device_type):
+    if device_type == "cpu":
+        if sys.platform == "win32":
+            raise Unsupported("the fused engine has no CPU build for Windows")
+        return CpuPasses()
+    if device_type == "cuda":
+        try:
+            from fused_triton import TritonPasses
+        except ImportError:
+            raise Unsupported("the fused engine on a GPU needs Triton (pip install triton)") from None
+        return TritonPasses()
+    raise Unsupported(f"the fused engine does not know the device {device_type}")
+
+
+# ---- One run of a net ----------------------------------------------------------------------------
+
+
+class Shape(NamedTuple):
+    """A layer's neurons over one block of time."""
+
+    T: int
+    B: int
+    H: int
+    W: int
+    C: int
+    pool: int
+    fire_first: bool
+    leak: float
+    threshold: float
+
+    @property
+    def N(self):
+        return self.B * self.H * self.W
+
+    @property
+    def full(self):
+        return self.T, self.B, self.H, self.W, self.C
+
+    @property
+    def pooled(self):
+        return self.T, self.B, self.H // self.pool, self.W // self.pool, self.C
+
+    @property
+    def c(self):
+        sizes = (self.T, self.B, self.H, self.W, self.C, self.pool, self.fire_first)
+        return _CLayer(*sizes, self.leak, self.threshold, SURROGATE_ALPHA)
+
+
+class _Kept(NamedTuple):
+    """What a layer keeps of a block for its backward pass."""
+
+    x: torch.Tensor  # output of the synapse, [T, B, H, W, C]
+    inputs: torch.Tensor  # what the synapse saw: packed spikes of the layer before, or the encoded images
+    membrane: torch.Tensor | None  # at the start of the block
+
+
+class _Run:
+    """One forward pass and its backward pass: the net's layers, shapes, dtypes and what is kept."""
+
+    def __init__(self, net, images, steps):
+        self.net, self.layers, self.steps = net, net.layers(), steps
+        self.device = images.device
+        self.passes = _backend(self.device.type)
+        weight = net.readout.weight
+        autocast = torch.is_autocast_enabled(self.device.type)
+        self.dtype = torch.get_autocast_dtype(self.device.type) if autocast else weight.dtype
+        self.state_dtype = torch.promote_types(self.dtype, torch.float32)
+        self.training = net.training
+        size = images.shape[-1]
+        self.shapes = []
+        for layer in self.layers:
+            conv = isinstance(layer.synapse, nn.Conv2d)
+            size = size if conv else 1
+            pool = {nn.AvgPool2d: getattr(layer.pool, "kernel_size", 1), nn.AdaptiveAvgPool2d: size}
+            pool = pool.get(type(layer.pool), 1)
+            if pool > 16:
+                raise Unsupported(f"the fused engine pools windows of up to 16x16, {layer.name} has {pool}x{pool}")
+            features, lif = layer.synapse.weight.shape[0], layer.lif
+            fire_first = lif.spike_order == "fire_first"
+            self.shapes.append(
+                Shape(steps, len(images), size, size, features, pool, fire_first, lif.leak, lif.threshold)
+            )
+            size //= pool
+        most = max(s.N * s.C for s in self.shapes) * self.dtype.itemsize
+        if net._block:
+            self.block = min(net._block, steps)
+        elif torch.is_grad_enabled():
+            self.block = steps
+        else:  # nothing is kept: as many steps at once as fit 512 MiB
+            self.block = min(steps, max(1, 2**29 // most))
+        self.kept, self.norms = {}, [None] * len(self.layers)
+
+    def blocks(self):
+        return [(t, min(t + self.block, self.steps)) for t in range(0, self.steps, self.block)]
+
+    # -- BatchNorm as x -> a x + b, per time-step and channel
+
+    def live_steps(self, i):
+        """Steps whose current can still reach the output: firing first loses one a layer."""
+        later = sum(shape.fire_first for shape in self.shapes[i:])
+        return max(0, self.steps - later)
+
+    def gamma(self, layer):
+        """gamma [live steps, C] as autograd sees it; the gammas of later steps get no gradient at all."""
+        live = self.live_steps(self.layers.index(layer))
+        if isinstance(layer.norm, BNTT):
+            return torch.stack([bn.weight for bn in list(layer.norm)[:live]]) if live else None
+        return layer.norm.shared.weight if isinstance(layer.norm, SharedBN) and live else None
+
+    def batch_norms(self, i):
+        norm = self.layers[i].norm
+        if isinstance(norm, NoNorm):
+            return None
+        return list(norm)[: self.steps] if isinstance(norm, BNTT) else [norm.shared] * self.steps
+
+    def normalisation(self, i, x, t0, t1):
+        """(a, b, mu, variance, gamma) [T, C] of layer i at steps t0 .. t1, x its outputs there.
+
+        Measures the batch and updates the running statistics the first time a training run asks.
+        """
+        shape, norms = self.shapes[i], self.batch_norms(i)
+        if norms is None:
+            one = torch.ones(t1 - t0, shape.C, dtype=self.state_dtype, device=self.device)
+            zero = torch.zeros_like(one)
+            return one, zero, zero, None, None
+        if self.norms[i] is None:
+            self.norms[i] = {}
+        if (t0, t1) not in self.norms[i]:
+            some = norms[t0:t1]
+            if self.training:
+                mean, variance = self.passes.statistics(x, shape._replace(T=t1 - t0))
+                self.update_running(self.layers[i].norm, some, mean, variance, shape.N)
+            else:
+                mean = torch.stack([bn.running_mean for bn in some]).double()
+                variance = torch.stack([bn.running_var for bn in some]).double()
+            gamma = torch.stack([bn.weight.detach() for bn in some]).double()
+            a = gamma / (variance + some[0].eps).sqrt()
+            cast = [v.to(self.state_dtype).contiguous() for v in (a, -a * mean, mean)]
+            self.norms[i][t0, t1] = (*cast, variance, gamma)
+        return self.norms[i][t0, t1]
+
+    @torch.no_grad()
+    def update_running(self, norm, norms, mean, variance, N):
+        """The running statistics after these steps; a shared BatchNorm is updated once a step, in order."""
+        momentum, unbiased = norms[0].momentum, variance * (N / (N - 1))
+        counters = list({id(bn): bn.num_batches_tracked for bn in norms}.values())
+        torch._foreach_add_(counters, len(norms) // len(counters))
+        for name, batch in (("running_mean", mean), ("running_var", unbiased)):
+            buffers = [getattr(bn, name) for bn in norms]
+            if isinstance(norm, BNTT):
+                torch._foreach_mul_(buffers, 1 - momentum)
+                torch._foreach_add_(buffers, list(batch.to(buffers[0].dtype).unbind(0)), alpha=momentum)
+            else:
+                steps = torch.arange(len(norms) - 1, -1, -1, device=batch.device, dtype=batch.dtype)
+                weights = momentum * (1 - momentum) ** steps
+                buffers[0].mul_((1 - momentum) ** len(norms)).add_((weights[:, None] * batch).sum(0))
+
+    # -- Synapses over all steps of a block: [T, B, H, W, C] in and out
+
+    def synapse(self, i, inputs, weight):
+        if weight.ndim == 4:
+            images = inputs.flatten(0, 1).permute(0, 3, 1, 2)
+            y = F.conv2d(images, weight, padding=self.layers[i].synapse.padding)
+            y = y.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+            return y.view(*inputs.shape[:2], *y.shape[1:])
+        y = F.linear(self.features(inputs), weight)
+        return y.view(*inputs.shape[:2], 1, 1, -1)
+
+    def features(self, inputs):
+        """[T, B, H, W, C] -> [T * B, C * H * W], the order in which `flatten` reads an image."""
+        return inputs.permute(0, 1, 4, 2, 3).reshape(inputs.shape[0] * inputs.shape[1], -1)
+
+    def synapse_backward(self, i, grad, inputs, weight, want_inputs):
+        """Gradients of the synapse's weight and (if wanted) of its inputs, [T, B, H, W, C]."""
+        if weight.ndim == 4:
+            g, x = (v.flatten(0, 1).permute(0, 3, 1, 2) for v in (grad, inputs))
+            pad = list(self.layers[i].synapse.padding)
+            gx, gw, _ = torch.ops.aten.convolution_backward(
+                g, x, weight, None, [1, 1], pad, [1, 1], False, [0, 0], 1, [want_inputs, True, False]
+            )
+            if want_inputs:
+                gx = gx.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).view(inputs.shape)
+            return gw, gx
+        g = grad.view(-1, grad.shape[-1])
+        gw = g.t() @ self.features(inputs)
+        if not want_inputs:
+            return gw, None
+        T, B, H, W, C = inputs.shape
+        gx = (g @ weight).view(T, B, C, H, W).permute(0, 1, 3, 4, 2).contiguous()
+        return gw, gx
+
+    # -- Forward and backward over one block of time
+
+    def dense(self, inputs, i):
+        """What layer i's synapse sees, as numbers: packed spikes are counts over the pool's window."""
+        if inputs.dtype != torch.uint8:
+            return inputs
+        return self.passes.unpack(inputs, 1.0 / self.shapes[i - 1].pool ** 2, self.dtype)
+
+    def forward_block(self, encoded, t0, t1, weights, membranes, keep):
+        """Spikes of the last layer, [T, B, H, W, C]; membranes (one per layer, or None) are moved on in place."""
+        x, packed, kept = encoded, encoded, []
+        for i, weight in enumerate(weights[:-1]):
+            shape = self.shapes[i]._replace(T=t1 - t0)
+            y = self.synapse(i, x, weight)
+            a, b, *_ = self.normalisation(i, y, t0, t1)
+            membrane, start = membranes[i], t0 > 0
+            if keep:
+                before = membrane.clone() if membrane is not None and start else None
+                kept.append(_Kept(y, packed, before))
+            packed = torch.empty(shape.pooled, dtype=torch.uint8, device=self.device) if keep else None
+            x = self.passes.lif_forward(y, shape, a, b, membrane, start, packed)
+            self.call_hooks(i, x, y, a, b, shape, t0)
+        return x, packed, kept
+
+    def backward_block(self, grad, kept, t0, t1, weights, carries, results, last):
+        """Add the block's gradients to `results`; carries (one per layer) are moved back in place."""
+        for i in reversed(range(len(kept))):
+            layer, shape = kept[i], self.shapes[i]._replace(T=t1 - t0)
+            kept[i] = None
+            a, b, mean, variance, gamma = self.normalisation(i, layer.x, t0, t1)
+            delta, s1, s2 = self.passes.lif_backward(
+                layer.x, shape, a, b, mean, layer.membrane, grad, carries[i], not last, variance is not None
+            )
+            grad = None
+            if variance is not None:
+                rstd = (variance + self.batch_norms(i)[0].eps).rsqrt()
+                results.gammas[i][t0:t1] = s2 * rstd
+                delta = self.batch_norm_backward(delta, layer.x, shape, gamma, rstd, mean.double(), s1, s2)
+            gw, grad = self.synapse_backward(i, delta, self.dense(layer.inputs, i), weights[i], want_inputs=i > 0)
+            gw = gw.to(self.state_dtype)
+            results.weights[i] = gw if results.weights[i] is None else results.weights[i] + gw
+
+    def batch_norm_backward(self, delta, x, shape, gamma, rstd, mean, s1, s2):
+        k1 = gamma * rstd
+        if self.training:
+            k2 = -k1 * s2 * rstd**2 / shape.N
+            k3 = -k1 * s1 / shape.N - k2 * mean
+        else:
+            k2 = k3 = torch.zeros_like(k1)
+        k1, k2, k3 = (k.to(self.state_dtype).contiguous() for k in (k1, k2, k3))
+        return self.passes.affine(delta, x, shape, k1, k2, k3)
+
+    def call_hooks(self, i, pooled, y, a, b, shape, t0):
+        """Call the LIF module's forward hooks once a step, with the layer's spikes before pooling."""
+        lif = self.layers[i].lif
+        if not lif._forward_hooks:
+            return
+        if shape.pool > 1:
+            whole = shape._replace(pool=1)
+            if t0:
+                raise Unsupported("hooks need all time-steps in one block: detach the fused engine, or save_memory")
+            pooled = self.passes.lif_forward(y, whole, a, b, None, False, None)
+        for spikes in pooled.permute(0, 1, 4, 2, 3):
+            spikes = spikes if isinstance(self.layers[i].synapse, nn.Conv2d) else spikes.flatten(1)
+            for hook in lif._forward_hooks.values():
+                hook(lif, (), (spikes, None))
+
+
+class _Results:
+    def __init__(self, run):
+        self.weights = [None] * len(run.layers)
+        self.gammas = [torch.zeros(run.steps, s.C, dtype=torch.float64, device=run.device) for s in run.shapes]
+
+
+class _FusedVoltages(torch.autograd.Function):
+    """Encoded images [T, B, C, H, W], weights and gammas to output voltages [T, B, K]."""
+
+    @staticmethod
+    def forward(ctx, run, encoded, *tensors):
+        layers = len(run.layers)
+        weights = [w.detach().to(run.dtype) for w in tensors[:layers]]
+        weights = [w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w for w in weights]
+        weights.append(tensors[layers].detach().to(run.state_dtype))
+        keep = any(ctx.needs_input_grad)
+        inputs = encoded.to(run.dtype).permute(0, 1, 3, 4, 2).contiguous()
+        blocks = run.blocks()
+        membranes = [None] * layers
+        if len(blocks) > 1:
+            membranes = [torch.zeros(s.N, s.C, dtype=run.state_dtype, device=run.device) for s in run.shapes]
+        borders, currents, features = [], [], []
+        for t0, t1 in blocks:
+            borders.append([m.clone() for m in membranes] if keep and len(blocks) > 1 else None)
+            spikes, packed, kept = run.forward_block(
+                inputs[t0:t1], t0, t1, weights, membranes, keep and len(blocks) == 1
+            )
+            currents.append(
+                F.linear(run.features(spikes).to(run.state_dtype), weights[-1]).view(t1 - t0, len(encoded[0]), -1)
+            )
+            if keep and len(blocks) == 1:
+                run.kept, features = kept, packed
+        if keep:
+            ctx.run, ctx.inputs, ctx.weights, ctx.borders, ctx.features = run, inputs, weights, borders, features
+        return torch.cat(currents).cumsum(0)
+
+    @staticmethod
+    def backward(ctx, grad):
+        run, weights, blocks = ctx.run, ctx.weights, ctx.run.blocks()
+        layers = len(run.layers)
+        grad = grad.flip(0).cumsum(0).flip(0).to(run.state_dtype)  # of the output's current at each step
+        results, readout = _Results(run), 0
+        carries = [None] * layers
+        if len(blocks) > 1:
+            carries = [torch.zeros(s.N, s.C, dtype=run.state_dtype, device=run.device) for s in run.shapes]
+        for k, (t0, t1) in reversed(list(enumerate(blocks))):
+            if len(blocks) == 1:
+                kept, packed, run.kept = run.kept, ctx.features, None
+            else:
+                _, packed, kept = run.forward_block(ctx.inputs[t0:t1], t0, t1, weights, ctx.borders[k], True)
+            spikes = run.dense(packed, layers)
+            features, g = run.features(spikes).to(run.state_dtype), grad[t0:t1].flatten(0, 1)
+            readout = readout + g.t() @ features
+            T, B, H, W, C = spikes.shape
+            gs = (g @ weights[-1]).to(run.dtype).view(T, B, C, H, W).permute(0, 1, 3, 4, 2).contiguous()
+            run.backward_block(gs, kept, t0, t1, weights, carries, results, last=k == len(blocks) - 1)
+        gammas = [
+            None if not live else g[:live] if isinstance(layer.norm, BNTT) else g.sum(0)
+            for layer, g, live in zip(run.layers, results.gammas, map(run.live_steps, range(layers)), strict=True)
+        ]
+        wanted = run.layers
+        gammas = [
+            None if isinstance(layer.norm, NoNorm) or g is None else g.to(layer.synapse.weight.dtype)
+            for layer, g in zip(wanted, gammas, strict=True)
+        ]
+        weights = [g if run.live_steps(i) else None for i, g in enumerate(results.weights)]
+        return (None, None, *weights, readout, *gammas)

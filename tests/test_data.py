@@ -1,0 +1,618 @@
+"""data.py: one claim per test. Image trees are tiny PNGs, CIFAR files are in the published layout."""
+
+import hashlib
+import os
+import pickle
+import random
+import tarfile
+import urllib.error
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets as published
+from torchvision.transforms import functional as transforms
+
+import data
+from data import augment_batch, build_loaders, epoch_draws, load_images
+from utill import UserError
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-jpeg.tar.xz"
+
+
+def settings(dataset="synthetic", **changes):
+    values = dict(
+        dataset=dataset, data_dir="./data", batch_size=64, num_workers=0, seed=0, img_size=None, val_fraction=0.0,
+        limit_train=None, limit_test=None, norm_stats="own", encoding="poisson", augment=None,
+    )  # fmt: skip
+    return Namespace(**(values | changes))
+
+
+def pixels(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def write_tree(root, classes=("cat", "dog"), train=6, test=3, size=8):
+    """root/{train,test}/<class>/*.png; returns root. The pixels of image i are pixels(.., seed=i)."""
+    i = 0
+    for split, count in (("train", train), ("test", test)):
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for k in range(count):
+                Image.fromarray(pixels(size, size, 3, seed=i)).save(root / split / name / f"{k:03}.png")
+                i += 1
+    return root
+
+
+def folder(root, **changes):
+    return settings("imagefolder", data_dir=str(root), **(dict(batch_size=2) | changes))
+
+
+def cache_files(root):
+    return sorted((root / ".bntt_cache").iterdir())
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return write_tree(tmp_path / "tree")
+
+
+def same_batches(first, second):
+    first, second = list(first), list(second)
+    assert len(first) == len(second) > 0
+    return all(torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def by_index(loader):
+    """{index in the raw training set: finished image} of the loader's epoch."""
+    batches = zip(loader.keys, loader, strict=True)
+    return {i: image for (_, indices), (images, _) in batches for i, image in zip(indices, images, strict=True)}
+
+
+# ---- Order and augmentation ----------------------------------------------------------------------
+
+
+def test_two_workers_give_the_batches_of_none():
+    alone, crowd = (build_loaders(settings(num_workers=n, limit_train=300, limit_test=50)) for n in (0, 2))
+    for epoch in range(2):
+        alone.train.set_epoch(epoch)
+        crowd.train.set_epoch(epoch)
+        assert same_batches(alone.train, crowd.train)
+    assert same_batches(alone.test, crowd.test)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_loading_leaves_the_global_random_states_alone(num_workers):
+    torch.manual_seed(7)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    loaders = build_loaders(settings(num_workers=num_workers, limit_train=130, limit_test=20, val_fraction=0.1))
+    for loader in (loaders.train, loaders.val, loaders.test, loaders.train):
+        list(loader)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+    assert before[2] == random.getstate()
+
+
+def test_augment_batch_is_torchvisions_crop_and_flip_of_each_image():
+    images = torch.from_numpy(pixels(40, 3, 8, 10))
+    draws = epoch_draws(seed=3, epoch=1, count=40)
+    batch = augment_batch(images, draws.dy, draws.dx, draws.flip)
+    assert batch.dtype == torch.uint8
+    for i, image in enumerate(images):
+        frame = transforms.pad(transforms.to_pil_image(image), 4)
+        crop = transforms.crop(frame, int(draws.dy[i]), int(draws.dx[i]), 8, 10)
+        crop = transforms.hflip(crop) if draws.flip[i] else crop
+        assert torch.equal(batch[i], transforms.pil_to_tensor(crop))
+
+
+def test_normalisation_is_torchvisions_to_the_bit():
+    image, (mean, std) = pixels(8, 8, 3), data.CIFAR10_STATS
+    reference = transforms.normalize(transforms.to_tensor(Image.fromarray(image)), mean, std)
+    assert torch.equal(data.normalize(torch.from_numpy(image).permute(2, 0, 1)[None], mean, std)[0], reference)
+
+
+def test_draws_cover_every_offset_and_flip_half():
+    draws = epoch_draws(seed=0, epoch=0, count=5000)
+    for offsets in (draws.dy, draws.dx):
+        assert torch.bincount(offsets, minlength=9).min() > 5000 / 9 * 0.8
+        assert offsets.max() == 8
+    assert abs(draws.flip.float().mean() - 0.5) < 0.03
+
+
+def test_an_image_is_augmented_alike_with_and_without_the_other_images():
+    whole = by_index(build_loaders(settings(batch_size=50)).train)
+    part = by_index(build_loaders(settings(batch_size=20, limit_train=100, val_fraction=0.2)).train)
+    assert len(whole) == 1000
+    assert len(part) == 100
+    assert all(torch.equal(image, whole[i]) for i, image in part.items())
+
+
+def test_epochs_and_seeds_differ_in_order_and_in_augmentation():
+    def epoch(seed, number):
+        train = build_loaders(settings(seed=seed, batch_size=100)).train
+        train.set_epoch(number)
+        return by_index(train)
+
+    first = epoch(0, 0)
+    for other in (epoch(0, 1), epoch(1, 0)):
+        assert list(other) != list(first)
+        assert sum(not torch.equal(other[i], first[i]) for i in first) > 900
+
+
+def test_an_epoch_can_be_repeated():
+    train = build_loaders(settings(num_workers=1, limit_train=200)).train
+    next(iter(train))  # an epoch that is left early
+    assert same_batches(train, train)
+
+
+def test_augmentation_follows_the_data_set_unless_told():
+    for dataset, augment, expected in [
+        ("synthetic", None, True), ("synthetic", False, False), ("digits", None, False), ("digits", True, True),
+    ]:  # fmt: skip
+        train = build_loaders(settings(dataset, augment=augment)).train
+        (epoch, indices), (images, _) = next(zip(train.keys, train, strict=True))
+        plain = data.normalize(train.maker.split.images[indices], train.maker.mean, train.maker.std)
+        assert torch.equal(images, plain) != expected
+
+
+# ---- Which images --------------------------------------------------------------------------------
+
+
+def test_training_drops_the_last_partial_batch_and_repeats_no_image():
+    train = build_loaders(settings(limit_train=200)).train
+    indices = np.concatenate([i for _, i in train.keys])
+    assert [len(labels) for _, labels in train] == [64, 64, 64]
+    assert train.num_images == len(np.unique(indices)) == 192
+    assert len(train) == 3
+
+
+def test_testing_sees_every_image_once_in_order():
+    loaders = build_loaders(settings("digits", batch_size=50))
+    images, labels = (torch.cat(parts) for parts in zip(*loaders.test, strict=True))
+    raw = data.digits(None, True).test
+    assert torch.equal(images, data.normalize(raw.images, loaders.mean, loaders.std))
+    assert torch.equal(labels, raw.labels)
+    assert loaders.test.num_images == len(labels) == 360
+    assert len(loaders.test) == 4
+
+
+def test_batches_are_contiguous_float32_and_int64():
+    images, labels = next(iter(build_loaders(settings()).train))
+    assert images.shape == (64, 3, 32, 32)
+    assert images.is_contiguous()
+    assert images.dtype == torch.float32
+    assert labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_start_batch_continues_where_a_run_stopped(num_workers):
+    train = build_loaders(settings(num_workers=num_workers)).train
+    train.set_epoch(4)
+    whole = list(train)
+    train.set_epoch(4, start_batch=9)
+    assert same_batches(train, whole[9:])
+    train.set_epoch(5)
+    assert len(list(train)) == len(train)
+
+
+def test_start_batch_does_not_make_the_skipped_batches(monkeypatch):
+    train, made = build_loaders(settings()).train, []
+    make = data.BatchMaker.__getitem__
+    monkeypatch.setattr(data.BatchMaker, "__getitem__", lambda self, key: made.append(key) or make(self, key))
+    train.set_epoch(0, start_batch=len(train) - 1)
+    list(train)
+    assert len(made) == 1
+
+
+def test_limits_keep_the_classes_in_proportion():
+    loaders = build_loaders(settings("digits", batch_size=10, limit_train=100, limit_test=50))
+    raw = data.digits(None, True)
+    for loader, split, limit in ((loaders.train, raw.train, 100), (loaders.test, raw.test, 50)):
+        share = torch.bincount(split.labels) / len(split.labels) * limit
+        assert len(loader.keys.indices) == limit
+        assert (torch.bincount(split.labels[loader.keys.indices]) - share).abs().max() <= 1
+
+
+def test_limits_are_the_same_for_a_seed_and_others_for_another():
+    chosen = [build_loaders(settings(limit_train=100, seed=seed)).train.keys.indices for seed in (0, 0, 1)]
+    assert np.array_equal(chosen[0], chosen[1])
+    assert not np.array_equal(chosen[0], chosen[2])
+
+
+def test_a_limit_below_the_number_of_classes_works():
+    assert build_loaders(settings(limit_test=3)).test.num_images == 3
+
+
+def test_validation_images_are_stratified_and_never_trained_on():
+    loaders = build_loaders(settings(val_fraction=0.1))
+    train, val = loaders.train.keys.indices, loaders.val.keys.indices
+    assert sorted([*train, *val]) == list(range(1000))
+    assert torch.bincount(loaders.val.maker.split.labels[val]).tolist() == [10] * 10
+
+
+def test_validation_images_are_not_augmented():
+    loaders = build_loaders(settings(val_fraction=0.1))
+    plain = data.normalize(loaders.val.maker.split.images, loaders.mean, loaders.std)
+    assert all(torch.equal(image, plain[i]) for i, image in by_index(loaders.val).items())
+
+
+def test_digits_train_and_test_hold_all_1797_and_do_not_follow_the_seed():
+    first, second = (build_loaders(settings("digits", seed=seed)) for seed in (0, 1))
+    assert torch.equal(first.test.maker.split.images, second.test.maker.split.images)
+    assert len(first.train.maker.split.labels) + len(first.test.maker.split.labels) == 1797
+    assert (first.in_channels, first.img_size) == (1, 8)
+
+
+def test_synthetic_classes_can_be_told_apart():
+    train, test = (split.images.flatten(1).float() for split in data.synthetic(None, True)[:2])
+    centres = torch.stack([train[k::10].mean(0) for k in range(10)])
+    assert (torch.cdist(test, centres).argmin(1) == torch.arange(200) % 10).float().mean() > 0.95
+
+
+# ---- Statistics and sizes ------------------------------------------------------------------------
+
+
+def test_measured_statistics_are_those_of_all_training_pixels(tree):
+    loaders = build_loaders(folder(tree))
+    values = loaders.train.maker.split.images.double() / 255
+    assert loaders.mean == pytest.approx(values.mean((0, 2, 3)).tolist(), rel=1e-12)
+    assert loaders.std == pytest.approx(values.std((0, 2, 3), correction=0).tolist(), rel=1e-12)
+
+
+def test_norm_stats_authors_are_cifar10s():
+    loaders = build_loaders(settings(norm_stats="authors"))
+    assert (loaders.mean, loaders.std) == ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])
+
+
+def test_poisson_binary_keeps_images_between_0_and_1():
+    loaders = build_loaders(settings(encoding="poisson_binary"))
+    images, _ = next(iter(loaders.test))
+    assert torch.equal(images, loaders.test.maker.split.images[:128] / 255)
+
+
+def test_img_size_resizes_every_split():
+    loaders = build_loaders(settings("digits", img_size=16))
+    assert loaders.img_size == next(iter(loaders.train))[0].shape[-1] == next(iter(loaders.test))[0].shape[-1] == 16
+
+
+def test_a_checkpoints_settings_need_no_training_images(tree):
+    trained = build_loaders(folder(tree))
+    for path in sorted((tree / "train").rglob("*.png")):
+        path.unlink()
+    stored = dict(mean=trained.mean, std=trained.std, classes=trained.classes, img_size=trained.img_size)
+    tested = build_loaders(folder(tree, **stored), train=False)
+    assert tested.train is tested.val is None
+    assert same_batches(trained.test, tested.test)
+
+
+# ---- Image folders and their cache ---------------------------------------------------------------
+
+
+def test_imagefolder_gives_the_files_pixels_and_their_folders_classes(tree):
+    loaders = build_loaders(folder(tree))
+    expected = [pixels(8, 8, 3, seed=i).transpose(2, 0, 1) for i in range(18)]
+    assert np.array_equal(loaders.train.maker.split.images, expected[:12])
+    assert np.array_equal(loaders.test.maker.split.images, expected[12:])
+    assert loaders.test.maker.split.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert loaders.classes == ["cat", "dog"]
+
+
+def test_many_images_are_decoded_by_several_processes_alike(tree, monkeypatch):
+    monkeypatch.setattr(data, "CHUNK", 4)
+    loaders = build_loaders(folder(tree))
+    assert np.array_equal(loaders.train.maker.split.images[11], pixels(8, 8, 3, seed=11).transpose(2, 0, 1))
+
+
+def test_the_second_time_nothing_is_decoded(tree, monkeypatch):
+    first = build_loaders(folder(tree))
+    times = [path.stat().st_mtime_ns for path in cache_files(tree)]
+    monkeypatch.setattr(data, "decode", None)
+    second = build_loaders(folder(tree))
+    assert same_batches(first.train, second.train)
+    assert (first.mean, first.std) == (second.mean, second.std)
+    assert times == [path.stat().st_mtime_ns for path in cache_files(tree)]
+
+
+def test_a_changed_image_makes_a_new_cache_and_drops_the_old(tree):
+    build_loaders(folder(tree))
+    before = cache_files(tree)
+    Image.fromarray(pixels(8, 8, 3, seed=99)).save(tree / "train" / "cat" / "000.png")
+    images = build_loaders(folder(tree)).train.maker.split.images
+    assert np.array_equal(images[0], pixels(8, 8, 3, seed=99).transpose(2, 0, 1))
+    assert len(cache_files(tree)) == len(before) == 2
+    assert cache_files(tree) != before
+
+
+def test_an_added_image_is_seen(tree):
+    build_loaders(folder(tree))
+    Image.fromarray(pixels(8, 8, 3)).save(tree / "test" / "dog" / "new.png")
+    assert build_loaders(folder(tree)).test.num_images == 7
+
+
+@pytest.mark.parametrize("left", [0, 10, 700])
+def test_a_half_written_cache_is_made_anew(tree, left):
+    first = list(build_loaders(folder(tree)).train)
+    for path in cache_files(tree):
+        os.truncate(path, left)
+    assert same_batches(first, build_loaders(folder(tree)).train)
+
+
+def test_a_cache_of_another_shape_is_made_anew(tree):
+    first = list(build_loaders(folder(tree)).train)
+    for path in cache_files(tree):
+        np.save(path, pixels(5, 3, 8, 8))
+    assert same_batches(first, build_loaders(folder(tree)).train)
+
+
+def test_a_read_only_data_folder_uses_the_users_cache_folder(tree, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.setattr(os, "access", lambda path, mode: tree not in Path(path).parents)
+    build_loaders(folder(tree))
+    assert cache_files(tree) == []
+    assert len(list((tmp_path / "user").rglob("*.npy"))) == 2
+
+
+def test_grey_and_transparent_images_become_rgb(tree):
+    Image.fromarray(pixels(8, 8)).save(tree / "train" / "cat" / "000.png")
+    Image.fromarray(pixels(8, 8, 4)).save(tree / "train" / "cat" / "001.png")
+    images = build_loaders(folder(tree)).train.maker.split.images
+    assert np.array_equal(images[0], np.stack([pixels(8, 8)] * 3))
+    assert np.array_equal(images[1], pixels(8, 8, 4)[..., :3].transpose(2, 0, 1))
+
+
+def test_images_of_mixed_sizes_are_brought_to_img_size(tree):
+    Image.fromarray(pixels(20, 11, 3)).save(tree / "train" / "dog" / "003.png")
+    assert build_loaders(folder(tree, img_size=8)).train.maker.split.images.shape == (12, 3, 8, 8)
+
+
+@pytest.mark.parametrize(("in_channels", "mode"), [(3, "RGB"), (1, "L")])
+def test_load_images_prepares_pictures_as_testing_does(tmp_path, in_channels, mode):
+    files = {"RGB": pixels(8, 8, 3), "RGBA": pixels(8, 8, 4), "L": pixels(8, 8), "big": pixels(30, 20, 3)}
+    for name, array in files.items():
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    mean, std = [0.5] * in_channels, [0.25] * in_channels
+    images = load_images([tmp_path / f"{name}.png" for name in files], 8, in_channels, mean, std)
+    assert images.shape == (4, in_channels, 8, 8)
+    for image, array in zip(images[:3], files.values(), strict=False):
+        reference = transforms.to_tensor(Image.fromarray(array).convert(mode))
+        assert torch.equal(image, transforms.normalize(reference, mean, std))
+
+
+@pytest.mark.skipif(not REAL.exists(), reason=f"needs {REAL}")
+def test_real_jpegs_are_decoded_as_pillow_does(tmp_path):
+    paths = []
+    with tarfile.open(REAL, "r|xz") as archive:
+        for member in archive:
+            if member.isfile() and len(paths) < 40:
+                paths.append(tmp_path / ("train" if len(paths) < 30 else "test") / "one" / f"{len(paths):03}.jpg")
+                paths[-1].parent.mkdir(parents=True, exist_ok=True)
+                paths[-1].write_bytes(archive.extractfile(member).read())
+            elif len(paths) == 40:
+                break
+    loaders = build_loaders(folder(tmp_path))
+    decoded = torch.cat([loaders.train.maker.split.images, loaders.test.maker.split.images])
+    for image, path in zip(decoded, paths, strict=True):
+        assert np.array_equal(image.permute(1, 2, 0), np.asarray(Image.open(path).convert("RGB")))
+
+
+# ---- CIFAR in the published layout ---------------------------------------------------------------
+
+CIFAR = {
+    "cifar10": (published.CIFAR10, "labels", 10),
+    "cifar100": (published.CIFAR100, "fine_labels", 100),
+}
+
+
+@pytest.fixture(params=CIFAR)
+def cifar(request, tmp_path, monkeypatch):
+    """(name, data_dir): two images a class and file as published; torchvision is told their md5 sums."""
+    dataset, label_key, classes = CIFAR[request.param]
+    root = tmp_path / dataset.base_folder
+    root.mkdir()
+
+    def write(name, content):
+        (root / name).write_bytes(pickle.dumps(content, protocol=2))
+        return [name, hashlib.md5((root / name).read_bytes()).hexdigest()]
+
+    lists = {}
+    for attribute in ("train_list", "test_list"):
+        lists[attribute] = [
+            write(name, {"data": pixels(2 * classes, 3072, seed=i), label_key: [*range(classes)] * 2})
+            for i, (name, _) in enumerate(getattr(dataset, attribute))
+        ]
+        monkeypatch.setattr(dataset, attribute, lists[attribute])
+    name, md5 = write(dataset.meta["filename"], {dataset.meta["key"]: [f"c{k}" for k in range(classes)]})
+    monkeypatch.setattr(dataset, "meta", dataset.meta | {"md5": md5})
+    return request.param, tmp_path
+
+
+def test_cifar_is_read_from_the_published_folder(cifar, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", None)  # and from nowhere else
+    name, root = cifar
+    dataset, _, classes = CIFAR[name]
+    loaders = build_loaders(settings(name, data_dir=str(root), batch_size=10))
+    train, test = loaders.train.maker.split, loaders.test.maker.split
+    assert train.images.shape == (2 * classes * len(dataset.train_list), 3, 32, 32)
+    assert np.array_equal(test.images, pixels(2 * classes, 3072).reshape(-1, 3, 32, 32))
+    assert test.labels.tolist() == [*range(classes)] * 2
+    assert loaders.classes == [f"c{k}" for k in range(classes)]
+    assert loaders.mean == list(data.DATASETS[name].stats[0])
+
+
+def test_cifar100_takes_its_own_statistics_or_the_authors(cifar):
+    name, root = cifar
+    own, authors = (build_loaders(settings(name, data_dir=str(root), norm_stats=s)) for s in ("own", "authors"))
+    assert authors.mean == list(data.CIFAR10_STATS[0])
+    assert (own.mean == authors.mean) == (name == "cifar10")
+
+
+def test_a_published_archive_in_data_dir_is_unpacked(cifar, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", None)
+    name, root = cifar
+    dataset = CIFAR[name][0]
+    with tarfile.open(root / dataset.filename, "w:gz") as archive:
+        archive.add(root / dataset.base_folder, dataset.base_folder)
+    (root / dataset.base_folder).rename(root / "elsewhere")
+    monkeypatch.setattr(dataset, "tgz_md5", hashlib.md5((root / dataset.filename).read_bytes()).hexdigest())
+    assert build_loaders(settings(name, data_dir=str(root)), train=False).test.num_images == 2 * CIFAR[name][2]
+    assert sorted(p.name for p in root.iterdir()) == sorted([dataset.filename, dataset.base_folder, "elsewhere"])
+
+
+def test_a_damaged_cifar_file_is_named_and_left_alone(cifar):
+    name, root = cifar
+    dataset = CIFAR[name][0]
+    path = root / dataset.base_folder / dataset.test_list[0][0]
+    os.truncate(path, 1000)
+    with pytest.raises(UserError, match=f"{path.name} is missing or damaged"):
+        build_loaders(settings(name, data_dir=str(root)))
+    assert path.stat().st_size == 1000
+
+
+def test_a_damaged_cifar_archive_is_named_and_left_alone(tmp_path):
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    archive.write_bytes(b"half a download")
+    with pytest.raises(UserError, match="cifar-10-python.tar.gz is incomplete or damaged"):
+        build_loaders(settings("cifar10", data_dir=str(tmp_path)))
+    assert archive.read_bytes() == b"half a download"
+
+
+def test_no_network_says_what_to_put_where_and_leaves_nothing(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(UserError, match=r"https://.*cifar-100-python.tar.gz.* into " + str(tmp_path)):
+        build_loaders(settings("cifar100", data_dir=str(tmp_path)))
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- Bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(dataset="imagenet"), "cifar10, cifar100, imagefolder, digits, synthetic"),
+        (dict(val_fraction=1.0), "val_fraction"),
+        (dict(val_fraction=-0.1), "val_fraction"),
+        (dict(batch_size=0), "batch_size"),
+        (dict(num_workers=-1), "num_workers"),
+        (dict(img_size=0), "img_size"),
+        (dict(limit_train=0), "limit_train"),
+        (dict(limit_test=0), "limit_test"),
+        (dict(seed=-1), "seed"),
+        (dict(norm_stats="mine"), "norm_stats"),
+        (dict(batch_size=1001), "lower --batch_size"),
+        (dict(limit_train=63), "lower --batch_size"),
+        (dict(dataset="digits", norm_stats="authors"), "3 channels"),
+        (dict(classes=["a", "b"]), "classes"),
+    ],
+)
+def test_values_that_cannot_be(changes, message):
+    with pytest.raises(UserError, match=message):
+        build_loaders(settings(**changes))
+
+
+def break_nothing_there(root):
+    root.rename(root.with_name("moved"))
+
+
+def break_empty(root):
+    break_nothing_there(root)
+    root.mkdir()
+
+
+def break_no_test(root):
+    (root / "test").rename(root / "exam")
+
+
+def break_no_class(root):
+    (root / "train").rename(root / "old")
+    (root / "train").mkdir()
+
+
+def break_class_without_image(root):
+    (root / "train" / "eel").mkdir()
+    (root / "train" / "eel" / "notes.txt").write_text("later")
+
+
+def break_classes_differ(root):
+    (root / "test" / "dog").rename(root / "test" / "eel")
+
+
+def break_truncated(root):
+    os.truncate(root / "train" / "dog" / "004.png", 150)
+
+
+def break_not_an_image(root):
+    (root / "test" / "dog" / "002.png").write_text("not an image")
+
+
+def break_dangling_link(root):
+    (root / "test" / "dog" / "link.png").symlink_to(root / "nowhere.png")
+
+
+def break_mixed_sizes(root):
+    Image.fromarray(pixels(9, 8, 3)).save(root / "train" / "dog" / "002.png")
+
+
+def break_other_test_size(root):
+    for path in (root / "test").rglob("*.png"):
+        Image.fromarray(pixels(9, 9, 3)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_nothing_there, "does not exist"),
+        (break_empty, "has no train/"),
+        (break_no_test, "has no test/"),
+        (break_no_class, "train is empty"),
+        (break_class_without_image, "train/eel has no image"),
+        (break_classes_differ, "same classes, .* dog, eel"),
+        (break_truncated, "cannot read image .*train/dog/004.png"),
+        (break_not_an_image, "cannot read image .*test/dog/002.png"),
+        (break_dangling_link, "link.png"),
+        (break_mixed_sizes, "train/dog/002.png .* --img_size"),
+        (break_other_test_size, "--img_size"),
+    ],
+)
+def test_a_bad_image_folder_is_one_sentence_and_nothing_is_deleted(tree, damage, message):
+    damage(tree)
+    before = {path: path.stat().st_size for path in sorted(tree.rglob("*")) if path.is_file()}
+    with pytest.raises(UserError, match=message) as caught:
+        build_loaders(folder(tree))
+    assert "\n" not in str(caught.value)
+    after = {path: path.stat().st_size for path in sorted(tree.rglob("*")) if path.is_file()}
+    caches = [path for path in after if ".bntt_cache" in path.parts]
+    assert {path: size for path, size in after.items() if path not in caches} == before
+    assert all(data.np.load(path).shape == (1,) for path in caches)  # whole ones only
+
+
+def test_a_bad_image_met_by_a_worker_process_is_named(tree, monkeypatch):
+    monkeypatch.setattr(data, "CHUNK", 4)
+    break_truncated(tree)
+    with pytest.raises(UserError, match=r"train/dog/004.png"):
+        build_loaders(folder(tree))
+
+
+def test_an_interrupted_decode_leaves_no_cache(tree, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "decode", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build_loaders(folder(tree))
+    assert cache_files(tree) == []
+
+
+@pytest.mark.parametrize("name", ["absent.png", "text.png", "cut.jpg"])
+def test_a_picture_that_cannot_be_read_is_named(tmp_path, name):
+    (tmp_path / "text.png").write_text("hello")
+    Image.fromarray(pixels(32, 32, 3)).save(tmp_path / "cut.jpg")
+    os.truncate(tmp_path / "cut.jpg", 900)
+    with pytest.raises(UserError, match=name):
+        load_images([tmp_path / name], 32, 3, [0.5] * 3, [0.5] * 3)
