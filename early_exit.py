@@ -19,6 +19,7 @@ import matplotlib
 import torch
 from tqdm import tqdm
 
+import arguments
 import data
 import utill
 from utill import UserError
@@ -33,7 +34,7 @@ def exit_step(mean_gamma, threshold):
     mean_gamma: [layers, T]. Returns an int in 1..T; T means that there is no early exit.
     """
     open_steps = (mean_gamma >= threshold).any(dim=0).nonzero()
-    return max(1, int(open_steps.max()) + 1) if len(open_steps) else 1
+    return int(open_steps.max()) + 1 if len(open_steps) else 1
 
 
 def sweep_thresholds(mean_gamma):
@@ -54,7 +55,7 @@ def sweep_thresholds(mean_gamma):
 def savings(meter, step):
     """Share of the spikes and of the accumulate operations that an exit after `step` steps saves, in %."""
     spikes = sum(s for name, s in meter.spikes.items() if name != "input")
-    saved = [100.0 * float(1 - x[:step].sum() / x.sum().clamp(min=1e-300)) for x in (spikes, meter.operations())]
+    saved = [100.0 * float(x[step:].sum() / x.sum().clamp(min=1e-300)) for x in (spikes, meter.operations())]
     return {"spikes_saved": saved[0], "operations_saved": saved[1]}
 
 
@@ -77,23 +78,25 @@ def draw(path, gammas, evaluation, threshold, step, points):
     right.axhline(evaluation.top1(), color="grey", linestyle=":", label=f"{evaluation.top1():.2f} % in full")
     right.set(xlabel="time-steps run", ylabel="test accuracy, %", title="Accuracy against latency")
     right.legend(fontsize=8)
-    utill.write_atomically(path, lambda file: figure.savefig(file, dpi=150, format=path.suffix[1:] or "png"))
+    utill.write_atomically(path, lambda file: figure.savefig(file, dpi=150, format=path.suffix[1:]))
     plt.close(figure)
 
 
 def parse_args(argv=None):
-    parser = utill.ArgumentParser(__doc__.splitlines()[0])
-    utill.add_net_arguments(parser)
-    utill.add_data_arguments(parser, data.DATASETS)
-    utill.add_run_arguments(parser)
+    parser = arguments.ArgumentParser(__doc__.splitlines()[0])
+    arguments.add_net_arguments(parser)
+    arguments.add_data_arguments(parser, data.DATASETS)
+    arguments.add_run_arguments(parser)
     group = parser.add_argument_group("early exit")
-    group.add_argument("--gamma_threshold", default=0.1, type=utill.positive_float, help="on the mean gamma of a layer")
+    group.add_argument("--gamma_threshold", default=0.1, type=arguments.positive_float, help="on a layer's mean gamma")
     group.add_argument("--sweep", action="store_true", help="list every exit that some threshold yields")
     group.add_argument("--figure", default=None, type=str, help="figure file (default: early_exit.png by CHECKPOINT)")
-    args, checkpoint = utill.parse_with_checkpoint(parser, argv)
-    suffixes = [f".{kind}" for kind in plt.gcf().canvas.get_supported_filetypes()]
+    args, checkpoint = arguments.parse_with_checkpoint(parser, argv)
+    suffixes = [f".{kind}" for kind in plt.FigureCanvasBase.get_supported_filetypes()]
     if args.figure and Path(args.figure).suffix not in suffixes:
         raise UserError(f"--figure {args.figure}: the name must end in one of {' '.join(suffixes)}")
+    if args.figure and not Path(args.figure).parent.is_dir():
+        raise UserError(f"--figure {args.figure}: there is no such folder")
     return args, checkpoint
 
 
@@ -108,7 +111,7 @@ def main(argv=None):
     net = utill.load_net(args, checkpoint, loaders.img_size, len(loaders.classes), loaders.in_channels, device)
 
     gammas, T = net.gammas(), args.num_steps
-    mean_gamma = torch.stack([gamma.mean(1) for gamma in gammas.values()])
+    mean_gamma = torch.stack([gamma.mean(1) for gamma in gammas.values()]).double()
     step = exit_step(mean_gamma, args.gamma_threshold)
     print("mean gamma      t=1" + "".join(f"{t:7}" for t in range(2, T + 1)))
     for name, row in zip(gammas, mean_gamma.tolist(), strict=True):

@@ -39,226 +39,196 @@ struct Layer {
     double leak, threshold, alpha;
 };
 
-// Neurons worked on together: the pixels of one pooling window, or up to 4 neighbours where there is no pool.
-struct Window {
-    int64_t rows[256];  // n of each pixel
-    int64_t size, out;  // out: n of the pooled pixel, -1 for the odd edge that the pool drops
+// Neurons worked on together: `down` rows of `across` pixels of one image, whole pooling windows as far
+// as there are any, and `width` channels at a time. Large enough to read memory in runs of a page, small
+// enough that what the backward pass keeps of it for all T stays in the L2 cache. Without pooling all
+// the pixels of all images are one long row.
+struct Strips {
+    int64_t rows, columns, side;           // of the layer, side: of the pooling window
+    int64_t bands, per_band, across, width;  // rows of strips, strips in each, pixels in each, channels at a time
+    int64_t out_rows, out_columns;
+
+    Strips(const Layer &l, int64_t steps) : side(l.pool) {
+        rows = side == 1 ? 1 : l.H;
+        columns = side == 1 ? l.B * l.H * l.W : l.W;
+        out_rows = rows / side, out_columns = columns / side;
+        const int64_t budget = std::max<int64_t>(16 * side * side, std::min<int64_t>(2048, 131072 / steps));
+        width = std::min(l.C, std::max<int64_t>(16, budget / (side * side) / 16 * 16));
+        across = std::min((columns + side - 1) / side, std::max<int64_t>(1, budget / (side * side * width))) * side;
+        bands = (side == 1 ? 1 : l.B) * ((rows + side - 1) / side);
+        per_band = (columns + across - 1) / across;
+    }
+    int64_t count() const { return bands * per_band; }
+    int64_t outputs() const { return side == 1 ? columns : bands / ((rows + side - 1) / side) * out_rows * out_columns; }
+    int64_t per_item() const { return std::max<int64_t>(1, (count() + 127) / 128); }
+    int64_t items() const { return (count() + per_item() - 1) / per_item(); }
+    int64_t pixels() const { return side * across; }
 };
 
-static const int64_t RUN = 4;
+struct Strip {
+    int64_t first, row_step, down, across, out;  // n of the first pixel, of the next row; out: of its window, or -1
 
-static int64_t count_windows(const Layer &l) {
-    if (l.pool == 1) return (l.B * l.H * l.W + RUN - 1) / RUN;
-    return l.B * ((l.H + l.pool - 1) / l.pool) * ((l.W + l.pool - 1) / l.pool);
-}
-
-static void fill_window(const Layer &l, int64_t i, Window &w) {
-    w.size = 0;
-    if (l.pool == 1) {
-        int64_t end = std::min((i + 1) * RUN, l.B * l.H * l.W);
-        for (int64_t n = i * RUN; n < end; n++) w.rows[w.size++] = n;
-        w.out = i * RUN;
-        return;
+    Strip(const Strips &s, int64_t i) {
+        const int64_t bands = (s.rows + s.side - 1) / s.side, band = i / s.per_band, j = i % s.per_band * s.across;
+        const int64_t image = band / bands, row = band % bands;
+        first = (image * s.rows + row * s.side) * s.columns + j;
+        row_step = s.columns;
+        down = std::min(s.side, s.rows - row * s.side);
+        across = std::min(s.across, s.columns - j);
+        out = row < s.out_rows ? (image * s.out_rows + row) * s.out_columns + j / s.side : -1;
+        windows = out < 0 ? 0 : std::min((across + s.side - 1) / s.side, s.out_columns - j / s.side);
     }
-    int64_t across = (l.W + l.pool - 1) / l.pool, down = (l.H + l.pool - 1) / l.pool;
-    int64_t j = i % across, k = i / across % down, b = i / (across * down);
-    for (int64_t y = k * l.pool; y < std::min((k + 1) * l.pool, l.H); y++)
-        for (int64_t x = j * l.pool; x < std::min((j + 1) * l.pool, l.W); x++) w.rows[w.size++] = (b * l.H + y) * l.W + x;
-    bool whole = w.size == l.pool * l.pool;
-    w.out = whole ? (b * (l.H / l.pool) + k) * (l.W / l.pool) + j : -1;
-}
+    int64_t windows;  // whole ones: the odd edge that a pool drops has none
+};
 
-static int64_t windows_per_item(int64_t windows) { return std::max<int64_t>(1, (windows + 127) / 128); }
-
-// Channels worked on at a time: few enough that what a window keeps for all T stays in cache.
-static int64_t channel_block(int64_t T, int64_t size) {
-    int64_t block = 64;
-    while (block > 16 && T * size * block > 32768) block /= 2;
-    return block;
-}
-
-template <class S, class A>
-static void lif_forward(const Layer &l, const S *x, const A *scale, const A *shift, A *membrane, int keep_membrane,
-                        S *spikes, uint8_t *packed) {
-    const int64_t N = l.B * l.H * l.W, C = l.C;
-    const int64_t outs = l.pool == 1 ? N : l.B * (l.H / l.pool) * (l.W / l.pool);
-    const int64_t windows = count_windows(l), step = windows_per_item(windows), items = (windows + step - 1) / step;
+template <class S, class A, bool FIRE_FIRST>
+static void lif_forward(const Layer &l, const S *x, const A *scale, const A *shift, A *membrane, int start, S *spikes,
+                        uint8_t *packed) {
+    const Strips strips(l, 1);
+    const int64_t N = l.B * l.H * l.W, C = l.C, outs = strips.outputs(), width = strips.width;
     const A leak = l.leak, threshold = l.threshold, share = A(1) / A(l.pool * l.pool);
 #pragma omp parallel for schedule(dynamic)
-    for (int64_t item = 0; item < items; item++) {
-        Window w;
-        std::vector<A> u(l.pool * l.pool * 64 + RUN * 64), sum(64);
-        for (int64_t i = item * step; i < std::min(windows, (item + 1) * step); i++) {
-            fill_window(l, i, w);
-            for (int64_t c0 = 0; c0 < C; c0 += 64) {
-                const int64_t block = std::min<int64_t>(64, C - c0);
-                for (int64_t p = 0; p < w.size; p++)
-                    for (int64_t c = 0; c < block; c++) u[p * 64 + c] = keep_membrane ? membrane[w.rows[p] * C + c0 + c] : A(0);
+    for (int64_t item = 0; item < strips.items(); item++) {
+        std::vector<A> state(strips.pixels() * width), sums((strips.across / l.pool + 1) * width);
+        A *edge = &sums[strips.across / l.pool * width];
+        const int64_t last = std::min(strips.count(), (item + 1) * strips.per_item());
+        for (int64_t i = item * strips.per_item(); i < last; i++)
+            for (int64_t c0 = 0; c0 < C; c0 += width) {
+                const Strip s(strips, i);
+                const int64_t block = std::min(width, C - c0);
+                auto at = [&](int64_t y, int64_t j) { return (s.first + y * s.row_step + j) * C + c0; };
+                for (int64_t y = 0; y < s.down; y++)
+                    for (int64_t j = 0; j < s.across; j++) {
+                        A *u = &state[(y * strips.across + j) * width];
+                        for (int64_t c = 0; c < block; c++) u[c] = start ? membrane[at(y, j) + c] : A(0);
+                    }
                 for (int64_t t = 0; t < l.T; t++) {
                     const A *a = scale + t * C + c0, *b = shift + t * C + c0;
-                    std::fill(sum.begin(), sum.end(), A(0));
-                    for (int64_t p = 0; p < w.size; p++) {
-                        const S *in = x + (t * N + w.rows[p]) * C + c0;
-                        A *m = &u[p * 64], *total = sum.data();
-                        S *out = spikes + (t * outs + w.out + p) * C + c0;
-                        uint8_t *bits = packed ? packed + (t * outs + w.out + p) * C + c0 : nullptr;
-                        if (l.pool == 1) {
-                            if (l.fire_first) {
+                    if (l.pool > 1) std::fill(sums.begin(), sums.end(), A(0));
+                    for (int64_t y = 0; y < s.down; y++)
+                        for (int64_t j = 0; j < s.across; j++) {
+                            const S *in = x + t * N * C + at(y, j);
+                            A *u = &state[(y * strips.across + j) * width];
+                            A *sum = j / l.pool < s.windows ? &sums[j / l.pool * width] : edge;
+                            if (l.pool == 1)
 #pragma omp simd
-                                for (int64_t c = 0; c < block; c++) {
-                                    A fired = m[c] > threshold ? A(1) : A(0);
-                                    m[c] = leak * m[c] + (a[c] * load(in[c]) + b[c]) - threshold * fired;
-                                    total[c] = fired;
-                                }
-                            } else {
-#pragma omp simd
-                                for (int64_t c = 0; c < block; c++) {
-                                    A v = leak * m[c] + (a[c] * load(in[c]) + b[c]);
-                                    A fired = v > threshold ? A(1) : A(0);
-                                    m[c] = v - threshold * fired;
-                                    total[c] = fired;
-                                }
-                            }
-#pragma omp simd
-                            for (int64_t c = 0; c < block; c++) store(out[c], total[c]);
-                            if (bits)
-#pragma omp simd
-                                for (int64_t c = 0; c < block; c++) bits[c] = uint8_t(int(total[c]));
-                        } else if (l.fire_first) {
+                                for (int64_t c = 0; c < block; c++) sum[c] = A(0);
 #pragma omp simd
                             for (int64_t c = 0; c < block; c++) {
-                                A fired = m[c] > threshold ? A(1) : A(0);
-                                m[c] = leak * m[c] + (a[c] * load(in[c]) + b[c]) - threshold * fired;
-                                total[c] += fired;
-                            }
-                        } else {
-#pragma omp simd
-                            for (int64_t c = 0; c < block; c++) {
-                                A v = leak * m[c] + (a[c] * load(in[c]) + b[c]);
-                                A fired = v > threshold ? A(1) : A(0);
-                                m[c] = v - threshold * fired;
-                                total[c] += fired;
+                                const A current = a[c] * load(in[c]) + b[c], before = u[c];
+                                const A v = leak * before + current;
+                                const A fired = (FIRE_FIRST ? before : v) > threshold ? A(1) : A(0);
+                                u[c] = v - threshold * fired;
+                                sum[c] += fired;
                             }
                         }
-                    }
-                    if (l.pool > 1 && w.out >= 0) {
-                        S *out = spikes + (t * outs + w.out) * C + c0;
+                    for (int64_t w = 0; w < s.windows; w++) {
+                        const A *sum = &sums[w * width];
+                        const int64_t to = (t * outs + s.out + w) * C + c0;
+                        S *out = spikes + to;
 #pragma omp simd
                         for (int64_t c = 0; c < block; c++) store(out[c], sum[c] * share);
                         if (packed) {
-                            uint8_t *bits = packed + (t * outs + w.out) * C + c0;
+                            uint8_t *bytes = packed + to;
 #pragma omp simd
-                            for (int64_t c = 0; c < block; c++) bits[c] = uint8_t(int(sum[c]));
+                            for (int64_t c = 0; c < block; c++) bytes[c] = uint8_t(int(sum[c]));
                         }
                     }
                 }
                 if (membrane)
-                    for (int64_t p = 0; p < w.size; p++)
-                        for (int64_t c = 0; c < block; c++) membrane[w.rows[p] * C + c0 + c] = u[p * 64 + c];
+                    for (int64_t y = 0; y < s.down; y++)
+                        for (int64_t j = 0; j < s.across; j++) {
+                            const A *u = &state[(y * strips.across + j) * width];
+                            for (int64_t c = 0; c < block; c++) membrane[at(y, j) + c] = u[c];
+                        }
             }
-        }
     }
 }
 
-template <class S, class A>
+template <class S, class A, bool FIRE_FIRST>
 static void lif_backward(const Layer &l, const S *x, const A *scale, const A *shift, const A *centre, const A *membrane,
-                         const S *grad, A *carry, int keep_carry, S *delta, double *sum_delta, double *sum_product) {
-    const int64_t N = l.B * l.H * l.W, C = l.C, T = l.T;
-    const int64_t outs = l.pool == 1 ? N : l.B * (l.H / l.pool) * (l.W / l.pool);
-    const int64_t windows = count_windows(l), step = windows_per_item(windows), items = (windows + step - 1) / step;
-    const A leak = l.leak, threshold = l.threshold, share = A(1) / A(l.pool * l.pool);
-    const A inverse = A(1) / threshold, slope = A(l.alpha) * share * inverse;
-    const int64_t widest = channel_block(T, std::max(l.pool * l.pool, RUN));
-    std::vector<A> partial(sum_delta ? items * 2 * T * C : 0, A(0));
+                         const S *grad, A *carry, int start, S *delta, double *sum_delta, double *sum_product) {
+    const Strips strips(l, l.T);
+    const int64_t N = l.B * l.H * l.W, C = l.C, T = l.T, outs = strips.outputs(), width = strips.width;
+    const int64_t items = strips.items(), size = strips.pixels() * width;
+    const A leak = l.leak, threshold = l.threshold, inverse = A(1) / threshold;
+    const A slope = A(l.alpha) * inverse / A(l.pool * l.pool);
+    std::vector<A> partial(items * 2 * T * C, A(0));
 #pragma omp parallel for schedule(dynamic)
     for (int64_t item = 0; item < items; item++) {
-        Window w;
-        const int64_t most = std::max(l.pool * l.pool, RUN) * widest;
-        std::vector<A> fire(T * most), shifted(T * most), u(most), d(most), zero(widest, A(0)), g(widest);
-        A *first = sum_delta ? &partial[item * 2 * T * C] : nullptr, *second = first ? first + T * C : nullptr;
-        for (int64_t i = item * step; i < std::min(windows, (item + 1) * step); i++) {
-            fill_window(l, i, w);
-            for (int64_t c0 = 0; c0 < C; c0 += widest) {
-                const int64_t block = std::min(widest, C - c0);
-                for (int64_t p = 0; p < w.size; p++)
-                    for (int64_t c = 0; c < block; c++) {
-                        int64_t n = w.rows[p] * C + c0 + c;
-                        u[p * widest + c] = membrane ? membrane[n] : A(0);
-                        d[p * widest + c] = keep_carry ? carry[n] : A(0);
-                    }
-                // Forward again: h(u) at each step, the membrane where the neuron decides.
-                for (int64_t t = 0; t < T; t++) {
-                    const A *a = scale + t * C + c0, *b = shift + t * C + c0, *mid = centre + t * C + c0;
-                    for (int64_t p = 0; p < w.size; p++) {
-                        const S *in = x + (t * N + w.rows[p]) * C + c0;
-                        A *m = &u[p * widest], *f = &fire[t * most + p * widest], *z = &shifted[t * most + p * widest];
-                        if (l.fire_first) {
-#pragma omp simd
-                            for (int64_t c = 0; c < block; c++) {
-                                A xv = load(in[c]), v = m[c];
-                                A h = A(1) - std::abs(v * inverse - A(1));
-                                f[c] = slope * (h > A(0) ? h : A(0));
-                                z[c] = xv - mid[c];
-                                m[c] = leak * v + (a[c] * xv + b[c]) - (v > threshold ? threshold : A(0));
-                            }
-                        } else {
-#pragma omp simd
-                            for (int64_t c = 0; c < block; c++) {
-                                A xv = load(in[c]), v = leak * m[c] + (a[c] * xv + b[c]);
-                                A h = A(1) - std::abs(v * inverse - A(1));
-                                f[c] = slope * (h > A(0) ? h : A(0));
-                                z[c] = xv - mid[c];
-                                m[c] = v - (v > threshold ? threshold : A(0));
-                            }
+        // u: where each neuron decides, at every step; kept: x, read from memory once
+        std::vector<A> decisions(T * size), state(size), backward(size), grads((strips.across / l.pool + 1) * width, A(0));
+        std::vector<S> kept(T * size);
+        const A *none = &grads[strips.across / l.pool * width];
+        A *first = &partial[item * 2 * T * C], *second = first + T * C;
+        const int64_t last = std::min(strips.count(), (item + 1) * strips.per_item());
+        for (int64_t i = item * strips.per_item(); i < last; i++)
+            for (int64_t c0 = 0; c0 < C; c0 += width) {
+                const Strip s(strips, i);
+                const int64_t block = std::min(width, C - c0);
+                auto at = [&](int64_t y, int64_t j) { return (s.first + y * s.row_step + j) * C + c0; };
+                for (int64_t y = 0; y < s.down; y++)
+                    for (int64_t j = 0; j < s.across; j++) {
+                        A *u = &state[(y * strips.across + j) * width], *d = &backward[(y * strips.across + j) * width];
+                        for (int64_t c = 0; c < block; c++) {
+                            u[c] = membrane ? membrane[at(y, j) + c] : A(0);
+                            d[c] = start ? carry[at(y, j) + c] : A(0);
                         }
                     }
+                for (int64_t t = 0; t < T; t++) {  // the membranes once more
+                    const A *a = scale + t * C + c0, *b = shift + t * C + c0;
+                    for (int64_t y = 0; y < s.down; y++)
+                        for (int64_t j = 0; j < s.across; j++) {
+                            const int64_t p = (y * strips.across + j) * width;
+                            const S *in = x + t * N * C + at(y, j);
+                            A *u = &state[p], *decides = &decisions[t * size + p];
+                            S *keep = &kept[t * size + p];
+#pragma omp simd
+                            for (int64_t c = 0; c < block; c++) {
+                                const A before = u[c], v = leak * before + (a[c] * load(in[c]) + b[c]);
+                                const A decision = FIRE_FIRST ? before : v;
+                                keep[c] = in[c];
+                                decides[c] = decision;
+                                u[c] = v - (decision > threshold ? threshold : A(0));
+                            }
+                        }
                 }
-                // Reverse scan.
-                for (int64_t t = T - 1; t >= 0; t--) {
-                    for (int64_t p = 0; p < w.size; p++) {
-                        const A *gs = zero.data();
-                        if (w.out >= 0 && (p == 0 || l.pool == 1)) {
-                            const S *from = grad + (t * outs + w.out + (l.pool == 1 ? p : 0)) * C + c0;
+                for (int64_t t = T - 1; t >= 0; t--) {  // the reverse scan
+                    const A *mid = centre + t * C + c0;
+                    A *s1 = first + t * C + c0, *s2 = second + t * C + c0;
+                    for (int64_t w = 0; w < s.windows; w++) {
+                        const S *from = grad + (t * outs + s.out + w) * C + c0;
+                        A *g = &grads[w * width];
 #pragma omp simd
-                            for (int64_t c = 0; c < block; c++) g[c] = load(from[c]);
-                        }
-                        if (w.out >= 0) gs = g.data();
-                        A *e = &d[p * widest];
-                        const A *f = &fire[t * most + p * widest], *z = &shifted[t * most + p * widest];
-                        S *out = delta + (t * N + w.rows[p]) * C + c0;
-                        A *s1 = first ? first + t * C + c0 : nullptr, *s2 = second ? second + t * C + c0 : nullptr;
-                        if (l.fire_first) {
-                            if (s1)
-#pragma omp simd
-                                for (int64_t c = 0; c < block; c++) {
-                                    s1[c] += e[c];
-                                    s2[c] += e[c] * z[c];
-                                }
-#pragma omp simd
-                            for (int64_t c = 0; c < block; c++) {
-                                store(out[c], e[c]);
-                                e[c] = leak * e[c] + gs[c] * f[c];
-                            }
-                        } else {
-#pragma omp simd
-                            for (int64_t c = 0; c < block; c++) {
-                                e[c] = leak * e[c] + gs[c] * f[c];
-                                store(out[c], e[c]);
-                            }
-                            if (s1)
-#pragma omp simd
-                                for (int64_t c = 0; c < block; c++) {
-                                    s1[c] += e[c];
-                                    s2[c] += e[c] * z[c];
-                                }
-                        }
+                        for (int64_t c = 0; c < block; c++) g[c] = slope * load(from[c]);
                     }
+                    for (int64_t y = 0; y < s.down; y++)
+                        for (int64_t j = 0; j < s.across; j++) {
+                            const int64_t p = (y * strips.across + j) * width;
+                            const A *g = j / l.pool < s.windows ? &grads[j / l.pool * width] : none;
+                            const A *decides = &decisions[t * size + p];
+                            const S *keep = &kept[t * size + p];
+                            S *out = delta + t * N * C + at(y, j);
+                            A *d = &backward[p];
+#pragma omp simd
+                            for (int64_t c = 0; c < block; c++) {
+                                const A h = A(1) - std::abs(decides[c] * inverse - A(1));
+                                const A back = leak * d[c] + g[c] * (h > A(0) ? h : A(0));
+                                const A here = FIRE_FIRST ? d[c] : back;
+                                d[c] = back;
+                                store(out[c], here);
+                                s1[c] += here;
+                                s2[c] += here * (load(keep[c]) - mid[c]);
+                            }
+                        }
                 }
                 if (carry)
-                    for (int64_t p = 0; p < w.size; p++)
-                        for (int64_t c = 0; c < block; c++) carry[w.rows[p] * C + c0 + c] = d[p * widest + c];
+                    for (int64_t y = 0; y < s.down; y++)
+                        for (int64_t j = 0; j < s.across; j++) {
+                            const A *d = &backward[(y * strips.across + j) * width];
+                            for (int64_t c = 0; c < block; c++) carry[at(y, j) + c] = d[c];
+                        }
             }
-        }
     }
     if (!sum_delta) return;
 #pragma omp parallel for
@@ -341,13 +311,15 @@ static void unpack(int64_t count, const uint8_t *packed, S *spikes, A share) {
 
 #define EXPORT(NAME, S, A)                                                                                              \
     extern "C" void lif_forward_##NAME(const Layer *l, const S *x, const A *scale, const A *shift, A *membrane,         \
-                                       int keep, S *spikes, uint8_t *packed) {                                          \
-        lif_forward<S, A>(*l, x, scale, shift, membrane, keep, spikes, packed);                                         \
+                                       int start, S *spikes, uint8_t *packed) {                                          \
+        auto pass = l->fire_first ? lif_forward<S, A, true> : lif_forward<S, A, false>;                                 \
+        pass(*l, x, scale, shift, membrane, start, spikes, packed);                                                      \
     }                                                                                                                   \
     extern "C" void lif_backward_##NAME(const Layer *l, const S *x, const A *scale, const A *shift, const A *centre,    \
-                                        const A *membrane, const S *grad, A *carry, int keep, S *delta, double *s1,     \
+                                        const A *membrane, const S *grad, A *carry, int start, S *delta, double *s1,     \
                                         double *s2) {                                                                   \
-        lif_backward<S, A>(*l, x, scale, shift, centre, membrane, grad, carry, keep, delta, s1, s2);                    \
+        auto pass = l->fire_first ? lif_backward<S, A, true> : lif_backward<S, A, false>;                               \
+        pass(*l, x, scale, shift, centre, membrane, grad, carry, start, delta, s1, s2);                                  \
     }                                                                                                                   \
     extern "C" void statistics_##NAME(int64_t T, int64_t N, int64_t C, const S *x, double *mean, double *variance) {    \
         statistics<S, A>(T, N, C, x, mean, variance);                                                                   \

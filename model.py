@@ -108,8 +108,8 @@ class LIF(nn.Module):
             raise ValueError(f"spike_order must be one of {self.ORDERS}, got {spike_order!r}")
         self.leak, self.threshold, self.spike_order = leak, threshold, spike_order
 
-    def fire(self, membrane, dtype):
-        return SurrogateSpike.apply(membrane / self.threshold - 1.0).to(dtype)
+    def fire(self, membrane):
+        return SurrogateSpike.apply(membrane / self.threshold - 1.0)
 
     def forward(self, current, membrane=None):
         """current: [B, ...]; membrane: the same shape, or None at rest. Returns (spikes, membrane)."""
@@ -117,11 +117,13 @@ class LIF(nn.Module):
             dtype = torch.promote_types(current.dtype, torch.float32)
             membrane = torch.zeros_like(current, dtype=dtype)
         if self.spike_order == "fire_first":
-            spikes = self.fire(membrane, current.dtype)
-            return spikes, self.leak * membrane + current - self.threshold * spikes.detach()
-        membrane = self.leak * membrane + current
-        spikes = self.fire(membrane, current.dtype)
-        return spikes, membrane - self.threshold * spikes.detach()
+            spikes = self.fire(membrane)
+            membrane = self.leak * membrane + current - self.threshold * spikes.detach()
+        else:
+            membrane = self.leak * membrane + current
+            spikes = self.fire(membrane)
+            membrane = membrane - self.threshold * spikes.detach()
+        return spikes.to(current.dtype), membrane
 
     def extra_repr(self):
         return f"leak={self.leak}, threshold={self.threshold}, spike_order={self.spike_order!r}"
@@ -220,8 +222,8 @@ class SpikingVGG(nn.Module):
         if isinstance(norm, str):
             norm = NORMS[_choice("norm", norm, NORMS)]
         for key, value in dict(num_steps=num_steps, num_cls=num_cls, in_channels=in_channels).items():
-            if value < 1:
-                raise ValueError(f"{key} must be at least 1, got {value}")
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{key} must be an integer of at least 1, got {value}")
         self.num_steps, self.img_size, self.in_channels = num_steps, img_size, in_channels
         self.encoder = ENCODERS[encoding]()
         channels, hidden = ARCHS[arch]
@@ -251,9 +253,8 @@ class SpikingVGG(nn.Module):
             features = width
         self._output = f"fc{len(hidden) + 1}"
         setattr(self, self._output, nn.Linear(features, num_cls, bias=False))
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                nn.init.xavier_uniform_(module.weight, gain=2)
+        for synapse in [*(layer.synapse for layer in self.layers()), self.readout]:
+            nn.init.xavier_uniform_(synapse.weight, gain=2)
 
     def layers(self):
         """The spiking layers, input to output: a list of `Layer`."""
@@ -276,12 +277,14 @@ class SpikingVGG(nn.Module):
         steps = self.num_steps if steps is None else steps
         if not 1 <= steps <= self.num_steps:
             raise ValueError(f"steps must be between 1 and num_steps = {self.num_steps}, got {steps}")
+        if not images.is_floating_point():
+            raise ValueError(f"the net takes images of floating point, normalised, got {images.dtype}")
         if images.ndim != 4 or images.shape[1:] != (self.in_channels, self.img_size, self.img_size):
             expected = f"[B, {self.in_channels}, {self.img_size}, {self.img_size}]"
             raise ValueError(f"the net takes images {expected}, got {list(images.shape)}")
         batch_norms = (m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-        if self.training and len(images) < 2 and any(batch_norms):
-            raise ValueError("batch norm cannot train on a batch of one image: use two or more")
+        if len(images) < 2 and any(norm.training for norm in batch_norms):
+            raise ValueError("batch norm cannot train on a batch of one image, or none: use two or more")
         return steps
 
     def voltages(self, images, steps=None):
@@ -291,7 +294,7 @@ class SpikingVGG(nn.Module):
         """
         steps = self.check_input(images, steps)
         layers, membranes, trace = self.layers(), {}, []
-        voltage = torch.zeros((), dtype=torch.promote_types(images.dtype, torch.float32), device=images.device)
+        voltage, dtype = 0.0, torch.promote_types(images.dtype, torch.float32)
         for t in range(steps):
             x = self.encoder(images, t)
             for layer in layers:
@@ -300,7 +303,7 @@ class SpikingVGG(nn.Module):
                 current = layer.norm(layer.synapse(x), t)
                 spikes, membranes[layer.name] = layer.lif(current, membranes.get(layer.name))
                 x = layer.pool(spikes)
-            voltage = voltage + self.readout(x.flatten(1))
+            voltage = voltage + self.readout(x.flatten(1)).to(dtype)
             trace.append(voltage)
         return torch.stack(trace)
 

@@ -17,22 +17,23 @@ import sys
 import torch
 from tqdm import tqdm
 
+import arguments
 import data
 import utill
 from utill import UserError
 
 
 def parse_args(argv=None):
-    parser = utill.ArgumentParser(__doc__.splitlines()[0])
-    utill.add_net_arguments(parser)
-    utill.add_data_arguments(parser, data.DATASETS)
-    utill.add_run_arguments(parser)
+    parser = arguments.ArgumentParser(__doc__.splitlines()[0])
+    arguments.add_net_arguments(parser)
+    arguments.add_data_arguments(parser, data.DATASETS)
+    arguments.add_run_arguments(parser)
     group = parser.add_argument_group("testing")
-    group.add_argument("--steps", default=None, type=utill.positive_int, help="run only so many time-steps")
-    group.add_argument("--repeats", default=1, type=utill.positive_int,
+    group.add_argument("--steps", default=None, type=arguments.positive_int, help="run only so many time-steps")
+    group.add_argument("--repeats", default=1, type=arguments.positive_int,
                        help="test with so many Poisson draws: seeds SEED, SEED + 1, ...")  # fmt: skip
     group.add_argument("--image", default=None, nargs="+", metavar="FILE", help="classify these pictures instead")
-    args, checkpoint = utill.parse_with_checkpoint(parser, argv)
+    args, checkpoint = arguments.parse_with_checkpoint(parser, argv)
     if args.steps is not None and args.steps > args.num_steps:
         raise UserError(f"--steps must be at most {args.num_steps}, the time-steps the net was trained for")
     return args, checkpoint

@@ -13,6 +13,7 @@ TensorBoard events, last.pth.tar, best.pth.tar and result.json. The last line of
 result.json as one line.
 """
 
+import argparse
 import json
 import math
 import sys
@@ -24,32 +25,39 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+import arguments
 import data
 import utill
 from utill import UserError
 
 
 def parse_args(argv=None):
-    parser = utill.ArgumentParser(__doc__.splitlines()[0])
-    utill.add_net_arguments(parser)
-    utill.add_data_arguments(parser, data.DATASETS)
-    utill.add_run_arguments(parser)
+    parser = arguments.ArgumentParser(__doc__.splitlines()[0])
+    arguments.add_net_arguments(parser)
+    group = arguments.add_data_arguments(parser, data.DATASETS)
+    group.add_argument("--limit_train", default=None, type=arguments.positive_int,
+                       help="use so many training images (default: all)")  # fmt: skip
+    group.add_argument("--val_fraction", default=0.0, type=arguments.fraction,
+                       help="part of the training set held out, to choose the best epoch on")  # fmt: skip
+    group.add_argument("--augment", default=None, action=argparse.BooleanOptionalAction,
+                       help="random crop and flip (default: as suits the data set)")  # fmt: skip
+    arguments.add_run_arguments(parser)
     group = parser.add_argument_group("training")
-    group.add_argument("--num_epochs", default=100, type=utill.positive_int, help="epochs")
-    group.add_argument("--lr", default=0.3, type=utill.positive_float, help="learning rate")
+    group.add_argument("--num_epochs", default=100, type=arguments.positive_int, help="epochs")
+    group.add_argument("--lr", default=0.3, type=arguments.positive_float, help="learning rate")
     group.add_argument("--lr_schedule", default="step", choices=["step", "cosine"],
                        help="step: divided by 10 at 50, 70 and 90 %% of the epochs")  # fmt: skip
     group.add_argument("--optimizer", default="sgd", choices=["sgd", "adam", "adamw"], help="optimizer")
-    group.add_argument("--momentum", default=0.9, type=utill.fraction, help="momentum of sgd")
-    group.add_argument("--weight_decay", default=1e-4, type=utill.nonnegative_float, help="weight decay")
-    group.add_argument("--train_display_freq", default=10, type=utill.positive_int,
+    group.add_argument("--momentum", default=0.9, type=arguments.fraction, help="momentum of sgd")
+    group.add_argument("--weight_decay", default=1e-4, type=arguments.nonnegative_float, help="weight decay")
+    group.add_argument("--train_display_freq", default=10, type=arguments.positive_int,
                        help="print the training loss every so many epochs")  # fmt: skip
-    group.add_argument("--test_display_freq", default=10, type=utill.positive_int,
+    group.add_argument("--test_display_freq", default=10, type=arguments.positive_int,
                        help="test every so many epochs, and after the last")  # fmt: skip
     group.add_argument("--run_dir", default=None, type=str,
                        help="run folder (default: runs/<dataset>_<arch>_T<steps>_<norm>_seed<seed>)")  # fmt: skip
     group.add_argument("--overwrite", action="store_true", help="replace the run that --run_dir holds")
-    return utill.parse_with_config(parser, argv)
+    return arguments.parse_with_config(parser, argv)
 
 
 def build_optimizer(net, args):
@@ -82,6 +90,9 @@ def train_epoch(net, loader, optimizer, scaler, device, epoch, args):
         accuracy_meter.update(utill.accuracy(logits, labels)[0], len(labels))
         speed = loss_meter.count / (time.perf_counter() - start)
         bar.set_postfix_str(f"loss {loss_meter.avg:.4f}, acc {accuracy_meter.avg:.1f} %, {speed:.1f} images/s")
+    # weights that are no numbers may hide behind a finite loss: neurons that never fire give logits of zero
+    if not all(tensor.isfinite().all() for tensor in net.state_dict().values()):
+        raise UserError(f"the weights became infinite or nan in epoch {epoch + 1}: lower --lr, or check the data")
     return loss_meter.avg, accuracy_meter.avg, speed
 
 
@@ -104,6 +115,10 @@ def main(argv=None):
     loaders = data.build_loaders(args)
     torch.manual_seed(args.seed)
     net = utill.build_net(args, loaders.img_size, len(loaders.classes), loaders.in_channels).to(device)
+    try:
+        net.check_input(torch.empty(args.batch_size, loaders.in_channels, *[loaders.img_size] * 2, device="meta"))
+    except ValueError as error:
+        raise UserError(f"--batch_size {args.batch_size}: {error}") from None
     engine, reason = utill.use_engine(net, args)
     optimizer = build_optimizer(net, args)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")

@@ -1,12 +1,13 @@
-"""What the entry points share: errors, arguments, schedule, seeds, evaluation, checkpoints, run log."""
+"""What the entry points share: errors, devices, schedule, seeds, evaluation, checkpoints, run log."""
 
-import argparse
 import functools
+import importlib.metadata
 import json
 import math
 import os
 import pickle
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -17,9 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 
-from model import ARCHS, ENCODERS, LIF, NORMS, SpikingVGG
+from model import SpikingVGG
 
 RUN_FILES = ("config.yaml", "environment.json", "log.jsonl", "last.pth.tar", "best.pth.tar", "result.json")
 
@@ -36,7 +36,7 @@ def entry_point(main):
         try:
             return main(argv) or 0
         except UserError as error:
-            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+            print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -45,206 +45,7 @@ def entry_point(main):
     return wrapper
 
 
-# ---- Arguments ---------------------------------------------------------------------------------
-
-
-def positive_int(text):
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
-def count(text):
-    value = int(text)
-    if value < 0:
-        raise ValueError
-    return value
-
-
-def unit_float(text):
-    """A number in (0, 1]."""
-    value = float(text)
-    if not 0 < value <= 1:
-        raise ValueError
-    return value
-
-
-def fraction(text):
-    """A number in [0, 1)."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise ValueError
-    return value
-
-
-def positive_float(text):
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
-
-
-def nonnegative_float(text):
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise ValueError
-    return value
-
-
-# flag type: (what a config file may hold for it, how an error names it)
-EXPECTED = {
-    positive_int: (int, "an integer of at least 1"),
-    count: (int, "an integer of at least 0"),
-    unit_float: ((int, float), "a number in (0, 1]"),
-    fraction: ((int, float), "a number in [0, 1)"),
-    positive_float: ((int, float), "a positive number"),
-    nonnegative_float: ((int, float), "a number of at least 0"),
-    str: (str, "text"),
-}
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose errors are `UserError`s in one sentence, and whose help shows defaults."""
-
-    def __init__(self, description):
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-
-    def error(self, message):
-        raise UserError(f"{message} (--help lists every flag)")
-
-    def _get_value(self, action, string):
-        if action.type not in EXPECTED:
-            return super()._get_value(action, string)
-        try:
-            return action.type(string)
-        except ValueError:
-            raise argparse.ArgumentError(action, f"expected {EXPECTED[action.type][1]}, got {string!r}") from None
-
-    def apply_config(self, values, source):
-        """Make `values` {flag: value} the defaults; UserError on unknown flags and wrong types."""
-        actions = {a.dest: a for a in self._actions if a.dest not in ("help", "config", "checkpoint")}
-        for key, value in values.items():
-            if key not in actions:
-                raise UserError(f"{source}: unknown key {key!r}")
-            action = actions[key]
-            if value is None and action.default is None:
-                continue
-            if action.nargs == 0:  # a switch
-                kinds, wanted = bool, "true or false"
-            else:
-                kinds, wanted = EXPECTED[action.type or str]
-            right = isinstance(value, kinds) and isinstance(value, bool) == (kinds is bool)
-            if right and kinds is not bool:
-                try:
-                    value = (action.type or str)(value)
-                except ValueError:
-                    right = False
-            if right and action.choices and value not in action.choices:
-                right, wanted = False, f"one of {', '.join(action.choices)}"
-            if not right:
-                hint = " (YAML reads 5e-4 as text: write 5.0e-4)" if _is_number(value) else ""
-                raise UserError(f"{source}: {key} must be {wanted}, got {value!r}{hint}")
-            self.set_defaults(**{key: value})
-
-
-def _is_number(value):
-    try:
-        return isinstance(value, str) and math.isfinite(float(value))
-    except ValueError:
-        return False
-
-
-def add_net_arguments(parser):
-    """The flags that define the net."""
-    group = parser.add_argument_group("network")
-    group.add_argument("--arch", default="vgg9", choices=list(ARCHS), help="network")
-    group.add_argument("--num_steps", default=25, type=positive_int, help="time-steps T")
-    group.add_argument("--leak_mem", default=0.95, type=unit_float, help="membrane leak per step")
-    group.add_argument("--threshold", default=1.0, type=positive_float, help="firing threshold")
-    group.add_argument("--norm", default="bntt", choices=list(NORMS), help="normalisation")
-    group.add_argument("--encoding", default="poisson", choices=list(ENCODERS), help="input encoding")
-    group.add_argument("--spike_order", default="integrate_first", choices=LIF.ORDERS, help="order inside a step")
-
-
-def add_data_arguments(parser, datasets):
-    """The flags that define the data."""
-    group = parser.add_argument_group("data")
-    group.add_argument("--dataset", default="cifar10", choices=list(datasets), help="data set")
-    group.add_argument("--data_dir", default="./data", type=str, help="where the data lies or is downloaded to")
-    group.add_argument("--img_size", default=None, type=positive_int, help="resize to this (default: as the data is)")
-    group.add_argument("--batch_size", default=256, type=positive_int, help="training batch; testing uses twice it")
-    group.add_argument("--num_workers", default=4, type=count, help="data loading processes (0: in this one)")
-    group.add_argument("--limit_train", default=None, type=positive_int, help="use so many training images")
-    group.add_argument("--limit_test", default=None, type=positive_int, help="use so many test images")
-    group.add_argument("--val_fraction", default=0.0, type=fraction, help="part of the training set held out")
-    group.add_argument("--augment", default=None, action=argparse.BooleanOptionalAction,
-                       help="random crop and flip (default: as suits the data set)")  # fmt: skip
-    group.add_argument("--norm_stats", default="own", choices=["own", "authors"],
-                       help="mean and std: the data set's own, or CIFAR-10's for all as the authors")  # fmt: skip
-
-
-def add_run_arguments(parser):
-    """The flags that say where and how to run."""
-    group = parser.add_argument_group("machine")
-    group.add_argument("--seed", default=0, type=count, help="random seed")
-    group.add_argument("--device", default="auto", type=str, help="auto, cpu, cuda, cuda:1, ...")
-    group.add_argument("--engine", default="auto", choices=["auto", "plain", "fused"],
-                       help="the fused engine, the plain time loop, or the first that works")  # fmt: skip
-    group.add_argument("--amp", default="off", choices=["off", "auto", "bf16", "fp16"],
-                       help="mixed precision; auto: bf16 where the processor has instructions for it")  # fmt: skip
-    group.add_argument("--save_memory", default=None, type=positive_int, metavar="STEPS",
-                       help="fused engine: keep only the membranes of every so many time-steps, run the rest again")  # fmt: skip
-
-
-def parse_with_config(parser, argv=None):
-    """Parse argv over the defaults of its `--config FILE` (YAML), if it names one."""
-    parser.add_argument("--config", default=None, metavar="FILE", help="YAML file of flags; the command line wins")
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    path = first.parse_known_args(argv)[0].config
-    if path is not None:
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the config {path}: {_reason(error)}") from None
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise UserError(f"the config {path} is not valid YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-            raise UserError(f"the config {path} must be a list of `flag: value` lines")
-        parser.apply_config(values, path)
-    return parser.parse_args(argv)
-
-
-def parse_with_checkpoint(parser, argv=None):
-    """Parse argv over the settings of its CHECKPOINT. Returns (args, checkpoint).
-
-    An authors' checkpoint holds no settings: the flags must name --arch, --dataset and --leak_mem.
-    """
-    parser.add_argument("checkpoint", help="last.pth.tar or best.pth.tar of a run, or an authors' *_bestmodel.pth.tar")
-    checkpoint = load_checkpoint(parser.parse_args(argv).checkpoint)
-    known = {action.dest for action in parser._actions}
-    if "config" in checkpoint:
-        settings = {k: v for k, v in checkpoint["config"].items() if k in known}
-        parser.apply_config(settings, "the checkpoint's config")
-        args = parser.parse_args(argv)
-        for key in ("mean", "std", "classes"):  # as in training, whatever the test folder holds
-            setattr(args, key, checkpoint["data"][key])
-        return args, checkpoint
-    state = checkpoint["state_dict"]
-    if any(name.startswith("bntt_fc.") and name.endswith(".bias") for name in state):
-        raise UserError(
-            "this checkpoint is of the authors' first upload (its bntt_fc has a beta, which BNTT has not): "
-            "it cannot be read; train again with --spike_order fire_first"
-        )
-    parser.set_defaults(arch=None, dataset=None, leak_mem=None, norm="bntt")
-    steps = {name.split(".")[1] for name in state if name.startswith("bntt1.")}
-    parser.set_defaults(num_steps=len(steps) or 1)
-    args = parser.parse_args(argv)
-    missing = [f"--{key}" for key in ("arch", "dataset", "leak_mem") if getattr(args, key) is None]
-    if missing:
-        raise UserError(f"a checkpoint of the authors' code does not say its settings: pass {' '.join(missing)}")
-    return args, checkpoint
+# ---- Machine ------------------------------------------------------------------------------------
 
 
 def pick_device(name):
@@ -253,8 +54,8 @@ def pick_device(name):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         raise UserError(f"--device {name}: this machine or this PyTorch has no such device; try --device cpu") from None
     return device
 
@@ -456,7 +257,7 @@ def write_atomically(path, write):
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"cannot write {path}: {_reason(error)}") from None
+        raise UserError(f"cannot write {path}: {reason_of(error)}") from None
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
@@ -487,7 +288,7 @@ def load_checkpoint(path):
         with torch.serialization.safe_globals(_numpy_scalar_globals()):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"cannot read the checkpoint {path}: {_reason(error)}") from None
+        raise UserError(f"cannot read the checkpoint {path}: {reason_of(error)}") from None
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "GLOBAL" in str(error):
             raise UserError(f"{path} was refused: it holds more than tensors and plain values, perhaps code") from None
@@ -495,12 +296,27 @@ def load_checkpoint(path):
     except Exception:  # a damaged file can fail anywhere inside the unpickler
         raise UserError(f"{path} is not a whole checkpoint: it is cut short, damaged or of another kind") from None
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    entries = state.items() if isinstance(state, dict) else ()
+    if not entries or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in entries):
         raise UserError(f"{path} is not a checkpoint of a BNTT net: it has no state_dict of tensors")
-    for key in ("config", "data"):
-        if not isinstance(checkpoint.get(key, {}), dict) or ("config" in checkpoint and key not in checkpoint):
-            raise UserError(f"{path} is not a checkpoint of a BNTT net: its {key} is missing or not a table")
+    if "config" in checkpoint:  # ours, not the authors'
+        for key, is_right in (("config", lambda x: isinstance(x, dict)), ("data", _is_data)):
+            if not is_right(checkpoint.get(key)):
+                raise UserError(f"{path} is not a checkpoint of a BNTT net: its {key} is missing or wrong")
     return checkpoint
+
+
+def _is_data(value):
+    """Whether this is what a checkpoint of ours says of its data."""
+    kinds = {"classes": str, "mean": float, "std": float}
+    return (
+        isinstance(value, dict)
+        and value.keys() == {*kinds, "in_channels", "img_size"}
+        and all(isinstance(value[k], list) and all(isinstance(x, kinds[k]) for x in value[k]) for k in kinds)
+        and isinstance(value["img_size"], int)
+        and len(value["mean"]) == len(value["std"]) == value["in_channels"]
+        and len(value["classes"]) > 0
+    )
 
 
 def build_net(args, img_size, num_cls, in_channels):
@@ -541,15 +357,12 @@ def environment(device, argv, **more):
         return done.stdout.strip() if done.returncode == 0 else None
 
     try:
-        import torchvision
-
-        torchvision_version = torchvision.__version__
         commit, dirty = git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
     except OSError:  # no git
         commit, dirty = None, None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *map(str, argv if argv is not None else sys.argv[1:])]),
+        "command": shlex.join([Path(sys.argv[0]).name, *map(str, argv if argv is not None else sys.argv[1:])]),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "git": commit,
         "git_dirty": dirty,
@@ -557,7 +370,7 @@ def environment(device, argv, **more):
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision_version,
+        "torchvision": importlib.metadata.version("torchvision"),
         "numpy": np.__version__,
         "platform": platform.platform(),
         **more,
@@ -576,6 +389,7 @@ def new_run_dir(path, overwrite):
     """Make the folder of a new run; UserError if it holds one already (unless `overwrite`)."""
     path = Path(path)
     old = [path / name for name in RUN_FILES if (path / name).exists()]
+    old += (path / "tensorboard").glob("events.out.tfevents.*")
     if old and not overwrite:
         raise UserError(f"{path} already holds a run: pass --run_dir for another folder, or --overwrite")
     try:
@@ -583,7 +397,7 @@ def new_run_dir(path, overwrite):
         for file in old:
             file.unlink()
     except OSError as error:
-        raise UserError(f"cannot make the run folder {path}: {_reason(error)}") from None
+        raise UserError(f"cannot make the run folder {path}: {reason_of(error)}") from None
     return path
 
 
@@ -591,5 +405,5 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def _reason(error):
+def reason_of(error):
     return getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__

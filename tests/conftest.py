@@ -1,9 +1,75 @@
-"""Put the repo root on the path, and use one thread: the same sums in the same order everywhere."""
+"""Put the repo root on the path, use one thread (the same sums in the same order everywhere), and run the scripts."""
 
+import contextlib
+import io
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)
+
+TINY = "--img_size 8 --num_steps 3 --batch_size 16 --num_workers 0 --device cpu".split()
+
+
+class Outcome(NamedTuple):
+    """What a script did: its exit code, and the lines of its stdout and stderr."""
+
+    code: int
+    out: list[str]
+    err: list[str]
+
+    @property
+    def result(self):
+        """The JSON object in the last line of stdout."""
+        assert self.code == 0, self.err
+        return json.loads(self.out[-1])
+
+
+def call(main, *argv):
+    """Run the `main` of a script in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(word) for word in argv])
+        except SystemExit as stop:
+            code = stop.code
+    return Outcome(code, out.getvalue().splitlines(), err.getvalue().splitlines())
+
+
+def spawn(script, *argv, cwd):
+    """Run a script as its user does, from the folder `cwd`."""
+    command = [sys.executable, ROOT / script, *map(str, argv)]
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    return Outcome(done.returncode, done.stdout.splitlines(), done.stderr.splitlines())
+
+
+class Trained(NamedTuple):
+    """A short training run on the digits, in which every layer spikes."""
+
+    dir: Path
+    outcome: Outcome
+
+    @property
+    def checkpoint(self):
+        return self.dir / "best.pth.tar"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    import train
+
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    sizes = "--dataset digits --limit_train 256 --limit_test 100 --num_epochs 3 --lr 0.1 --test_display_freq 1"
+    outcome = call(train.main, *TINY, *sizes.split(), "--run_dir", run_dir)
+    assert outcome.code == 0, outcome.err
+    return Trained(run_dir, outcome)

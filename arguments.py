@@ -1,0 +1,212 @@
+"""The command line of train.py, test.py and early_exit.py: flags, config files, a checkpoint's settings."""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+import utill
+from model import ARCHS, ENCODERS, LIF, NORMS
+from utill import UserError
+
+# What a checkpoint must say of its net and data, and what of its settings belonged to the training alone.
+NEEDED = ("arch", "num_steps", "leak_mem", "threshold", "norm", "encoding", "spike_order", "dataset")
+TRAINING_ONLY = ("device", "save_memory", "limit_test")
+
+
+class Number(NamedTuple):
+    """The type of a flag: an int or float that `allows` accepts; `words` name it in errors."""
+
+    kind: type
+    allows: Callable
+    words: str
+
+    def __call__(self, value):
+        """`value`, a text or a number, as `kind`; ValueError where it is no such number."""
+        try:
+            number = self.kind(value)
+        except OverflowError:
+            raise ValueError from None
+        if not self.allows(number):
+            raise ValueError
+        return number
+
+
+positive_int = Number(int, lambda x: x >= 1, "an integer of at least 1")
+count = Number(int, lambda x: x >= 0, "an integer of at least 0")
+seed = Number(int, lambda x: 0 <= x < 2**63, "an integer of at least 0 and below 2**63")
+unit_float = Number(float, lambda x: 0 < x <= 1, "a number in (0, 1]")
+fraction = Number(float, lambda x: 0 <= x < 1, "a number in [0, 1)")
+positive_float = Number(float, lambda x: 0 < x < math.inf, "a positive number")
+nonnegative_float = Number(float, lambda x: 0 <= x < math.inf, "a number of at least 0")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults, but for None, where the help text says what happens."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose errors are `UserError`s in one sentence. Flags are not to be abbreviated."""
+
+    def __init__(self, description=None, **options):
+        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message):
+        raise UserError(f"{message} (--help lists every flag)")
+
+    def _get_value(self, action, string):
+        if not isinstance(action.type, Number):
+            return super()._get_value(action, string)
+        try:
+            return action.type(string)
+        except ValueError:
+            raise argparse.ArgumentError(action, f"expected {action.type.words}, got {string!r}") from None
+
+    def apply_config(self, values, source):
+        """Make `values` {flag: value} the defaults; UserError on unknown flags and wrong types."""
+        actions = {a.dest: a for a in self._actions if a.dest not in ("help", "config", "checkpoint")}
+        for key, value in values.items():
+            if key not in actions:
+                raise UserError(f"{source}: unknown key {key!r}")
+            try:
+                self.set_defaults(**{key: _config_value(actions[key], value)})
+            except ValueError as error:
+                hint = " (YAML reads 5e-4 as text: write 5.0e-4)" if _is_number(value) else ""
+                raise UserError(f"{source}: {key} must be {error}, got {value!r}{hint}") from None
+
+
+def _config_value(action, value):
+    """`value` of a config file as the flag takes it; ValueError, saying what the flag takes, where it does not."""
+    if value is None and action.default is None:
+        return None
+    if action.nargs == 0:  # a switch
+        if isinstance(value, bool):
+            return value
+        raise ValueError("true or false")
+    if action.choices:
+        value = "off" if value is False else value  # YAML reads a bare off as false
+        if value in action.choices:
+            return value
+        raise ValueError(f"one of {', '.join(action.choices)}")
+    if isinstance(action.type, Number):
+        try:
+            if isinstance(value, (int, action.type.kind)) and not isinstance(value, bool):
+                return action.type(value)
+        except ValueError:
+            pass
+        raise ValueError(action.type.words)
+    if isinstance(value, str):
+        return value
+    raise ValueError("text")
+
+
+def _is_number(value):
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
+# ---- Flags that the entry points share -----------------------------------------------------------
+
+
+def add_net_arguments(parser):
+    """The flags that define the net."""
+    group = parser.add_argument_group("network")
+    group.add_argument("--arch", default="vgg9", choices=list(ARCHS), help="network")
+    group.add_argument("--num_steps", default=25, type=positive_int, help="time-steps T")
+    group.add_argument("--leak_mem", default=0.95, type=unit_float, help="membrane leak per step")
+    group.add_argument("--threshold", default=1.0, type=positive_float, help="firing threshold")
+    group.add_argument("--norm", default="bntt", choices=list(NORMS), help="normalisation")
+    group.add_argument("--encoding", default="poisson", choices=list(ENCODERS), help="input encoding")
+    group.add_argument("--spike_order", default="integrate_first", choices=LIF.ORDERS, help="order inside a step")
+
+
+def add_data_arguments(parser, datasets):
+    """The flags that define the data. Returns their group."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", default="cifar10", choices=list(datasets), help="data set")
+    group.add_argument("--data_dir", default="./data", type=str, help="where the data lies or is downloaded to")
+    group.add_argument("--img_size", default=None, type=positive_int, help="resize to this (default: as the data is)")
+    group.add_argument("--batch_size", default=256, type=positive_int, help="training batch; testing uses twice it")
+    group.add_argument("--num_workers", default=4, type=count, help="data loading processes (0: in this one)")
+    group.add_argument("--limit_test", default=None, type=positive_int, help="use so many test images (default: all)")
+    group.add_argument("--norm_stats", default="own", choices=["own", "authors"],
+                       help="mean and std: the data set's own, or CIFAR-10's for all as the authors")  # fmt: skip
+    return group
+
+
+def add_run_arguments(parser):
+    """The flags that say where and how to run."""
+    group = parser.add_argument_group("machine")
+    group.add_argument("--seed", default=0, type=seed, help="random seed")
+    group.add_argument("--device", default="auto", type=str, help="auto, cpu, cuda, cuda:1, ...")
+    group.add_argument("--engine", default="auto", choices=["auto", "plain", "fused"],
+                       help="the fused engine, the plain time loop, or the first that works")  # fmt: skip
+    group.add_argument("--amp", default="off", choices=["off", "auto", "bf16", "fp16"],
+                       help="mixed precision; auto: bf16 where the processor has instructions for it")  # fmt: skip
+    group.add_argument("--save_memory", default=None, type=positive_int, metavar="STEPS",
+                       help="fused engine: keep only the membranes of every so many time-steps")  # fmt: skip
+
+
+# ---- Where the defaults come from ------------------------------------------------------------------
+
+
+def parse_with_config(parser, argv=None):
+    """Parse argv over the defaults of its `--config FILE` (YAML), if it names one."""
+    parser.add_argument("--config", default=None, metavar="FILE", help="YAML file of flags; the command line wins")
+    first = ArgumentParser(add_help=False)
+    first.add_argument("--config")
+    path = first.parse_known_args(argv)[0].config
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the config {path}: {utill.reason_of(error)}") from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise UserError(f"the config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+            raise UserError(f"the config {path} must be a list of `flag: value` lines")
+        parser.apply_config(values, path)
+    return parser.parse_args(argv)
+
+
+def parse_with_checkpoint(parser, argv=None):
+    """Parse argv over the settings of its CHECKPOINT. Returns (args, checkpoint).
+
+    An authors' checkpoint holds no settings: the flags must name --arch, --dataset and --leak_mem,
+    and images are normalised as the authors do.
+    """
+    parser.add_argument("checkpoint", help="last.pth.tar or best.pth.tar of a run, or an authors' *_bestmodel.pth.tar")
+    path = parser.parse_args(argv).checkpoint
+    checkpoint = utill.load_checkpoint(path)
+    if "config" in checkpoint:
+        settings = checkpoint["config"]
+        missing = [key for key in NEEDED if key not in settings]
+        if missing:
+            raise UserError(f"{path} cannot be rebuilt: its config lacks {', '.join(missing)}")
+        known = {action.dest for action in parser._actions} - set(TRAINING_ONLY)
+        parser.apply_config({k: v for k, v in settings.items() if k in known}, f"the config in {path}")
+        args = parser.parse_args(argv)
+        for key in ("mean", "std", "classes"):  # as in training, whatever the test folder holds
+            setattr(args, key, checkpoint["data"][key])
+        return args, checkpoint
+    state = checkpoint["state_dict"]
+    if any(name.startswith("bntt_fc.") and name.endswith(".bias") for name in state):
+        raise UserError(
+            "this checkpoint is of the authors' first upload (its bntt_fc has a beta, which BNTT has not): "
+            "it cannot be read; train again with --spike_order fire_first"
+        )
+    steps = {name.split(".")[1] for name in state if name.startswith("bntt1.")}
+    parser.set_defaults(arch=None, dataset=None, leak_mem=None, num_steps=len(steps) or 1, norm_stats="authors")
+    args = parser.parse_args(argv)
+    missing = [f"--{key}" for key in ("arch", "dataset", "leak_mem") if getattr(args, key) is None]
+    if missing:
+        raise UserError(f"a checkpoint of the authors' code does not say its settings: pass {' '.join(missing)}")
+    return args, checkpoint

@@ -1,0 +1,318 @@
+"""The passes of the fused engine on a GPU, in Triton; fused.py holds their maths and calls them.
+
+A layer's neurons over all time-steps are one contiguous matrix x[t][n][c], channels innermost,
+n = (b, h, w). In memory x, spikes and gradients are float32, float64, bfloat16 or float16; all
+arithmetic, membranes and sums are in the dtype of the scales a and b (float32; float64 for float64).
+
+The two LIF passes work on tiles [P, Q, BC]: P pooling windows, their Q = pool * pool pixels (rounded
+up to a power of two) and BC neighbouring channels. A program walks through all time-steps of its tile
+with the membranes in registers; the loop over T is a loop of the kernel, so T = 1000 compiles no
+slower than T = 1. Sums over n are written once per program and added up in a fixed order, without
+atomics: one machine gives the same bits every time. Nothing asks the GPU for a value, so the passes
+can be captured in a CUDA graph (after one warm-up call, which compiles them).
+"""
+
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+
+from model import SURROGATE_ALPHA
+
+STAGES = tl.constexpr(3)  # loads of so many time-steps are under way at once
+
+
+# ---- Kernels -------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _statistics(x, partial, N, C, ROWS: tl.constexpr, R: tl.constexpr, BC: tl.constexpr):
+    """partial[piece, 0 or 1, t, c]: sum of v and of v * v over a piece's rows, v = x[t, n, c] - x[t, 0, c]."""
+    piece, t = tl.program_id(0), tl.program_id(2)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    acc = partial.dtype.element_ty
+    x += tl.cast(t, tl.int64) * N * C
+    pivot = tl.load(x + c, mask=c < C, other=0.0).to(acc)[None, :]
+    s1, s2 = tl.zeros([R, BC], acc), tl.zeros([R, BC], acc)
+    for n0 in tl.range(piece * ROWS, tl.minimum(piece * ROWS + ROWS, N), R, num_stages=STAGES):
+        n = n0 + tl.arange(0, R)
+        inside = (n < N)[:, None] & (c < C)[None, :]
+        v = tl.load(x + n[:, None] * C + c[None, :], mask=inside, other=0.0).to(acc) - pivot
+        v = tl.where(inside, v, 0.0)
+        s1 += v
+        s2 += v * v
+    steps = tl.num_programs(2)
+    to = partial + (piece * 2 * steps + t) * C + c
+    tl.store(to, tl.sum(s1, 0), mask=c < C)
+    tl.store(to + steps * C, tl.sum(s2, 0), mask=c < C)
+
+
+@triton.jit
+def _tile(i, B, H, W, C, POOL: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, BC: tl.constexpr):
+    """Where tile i of this program's channels lies, as tiles [P, Q, BC].
+
+    Returns (c [BC], inputs, inside, outputs, whole): offsets of the neurons within a time-step and which
+    exist; offsets of their pooled output and which have one (AvgPool2d drops odd edges).
+    """
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    window, q = i * P + tl.arange(0, P), tl.arange(0, Q)
+    across, down = (W + POOL - 1) // POOL, (H + POOL - 1) // POOL
+    j, k, b = window % across, window // across % down, window // (across * down)
+    y, x = k[:, None] * POOL + (q // POOL)[None, :], j[:, None] * POOL + (q % POOL)[None, :]
+    inside = (b < B)[:, None] & (y < H) & (x < W) & (q < POOL * POOL)[None, :]
+    whole = (b < B) & (k < H // POOL) & (j < W // POOL)
+    inputs = ((b[:, None] * H + y) * W + x)[:, :, None] * C + c[None, None, :]
+    outputs = (((b * (H // POOL) + k) * (W // POOL) + j) * C)[:, None, None] + c[None, None, :]
+    outputs = tl.broadcast_to(outputs, [P, Q, BC])
+    real = (c < C)[None, None, :]
+    return c, inputs, inside[:, :, None] & real, outputs, whole[:, None, None] & inside[:, :, None] & real
+
+
+@triton.jit
+def _vector(v, t, c, C):
+    """v[t, c], [BC]; it broadcasts to a tile."""
+    return tl.load(v + t * C + c, mask=c < C, other=0.0)
+
+
+@triton.jit
+def _step(m, current, LEAK: tl.constexpr, THETA: tl.constexpr, FIRE_FIRST: tl.constexpr):
+    """One time-step of the neurons: (voltage that decides, spikes, membrane after)."""
+    u = m if FIRE_FIRST else LEAK * m + current
+    spikes = (u > THETA).to(m.dtype)
+    m = (LEAK * u + current if FIRE_FIRST else u) - THETA * spikes
+    return u, spikes, m
+
+
+@triton.jit
+def _lif_forward(
+    x, a, b, membrane, spikes, packed, T, B, H, W, C,
+    LEAK: tl.constexpr, THETA: tl.constexpr, FIRE_FIRST: tl.constexpr, START: tl.constexpr,
+    POOL: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """One tile, all time-steps. membrane [N, C] or None: read if START, and written. packed: or None."""
+    c, inputs, inside, outputs, whole = _tile(tl.program_id(0), B, H, W, C, POOL, P, Q, BC)
+    # All pixels of a window know its sum; the first one writes it.
+    writes = whole & (tl.arange(0, Q) == 0)[None, :, None]
+    full, pooled = tl.cast(B * H * W, tl.int64) * C, tl.cast(B * (H // POOL) * (W // POOL), tl.int64) * C
+    m = tl.zeros([P, Q, BC], a.dtype.element_ty)
+    if START:
+        m = tl.load(membrane + inputs, mask=inside, other=0.0)
+    for t in tl.range(T, num_stages=STAGES):
+        v = tl.load(x + t * full + inputs, mask=inside, other=0.0).to(m.dtype)
+        _, count, m = _step(m, _vector(a, t, c, C) * v + _vector(b, t, c, C), LEAK, THETA, FIRE_FIRST)
+        if POOL > 1:  # the pixels that only fill up Q hold no current and are not counted
+            count = tl.sum(tl.where(inside, count, 0.0), 1)[:, None, :] + tl.zeros_like(count)
+        share = count * (1.0 / (POOL * POOL))
+        tl.store(spikes + t * pooled + outputs, share.to(spikes.dtype.element_ty), mask=writes)
+        if packed is not None:
+            tl.store(packed + t * pooled + outputs, count.to(tl.int32).to(tl.uint8), mask=writes)
+    if membrane is not None:
+        tl.store(membrane + inputs, m, mask=inside)
+
+
+@triton.jit
+def _lif_backward(
+    x, a, b, centre, membrane, grad, carry, delta, partial, borders, scratch, T, B, H, W, C, tiles,
+    LEAK: tl.constexpr, THETA: tl.constexpr, ALPHA: tl.constexpr, FIRE_FIRST: tl.constexpr, START: tl.constexpr,
+    CHUNK: tl.constexpr, POOL: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Every G-th tile of one block of channels, G = the number of such programs; all time-steps.
+
+    The reverse scan wants h(u_t), last step first, and T tiles do not fit in registers. So time is cut
+    into chunks of CHUNK steps, and a tile goes: forwards once, leaving the membrane at the start of each
+    chunk in `borders`; then for each chunk, last one first, forwards again, leaving h in `scratch`, and
+    backwards. With one chunk the first part is no work at all. Both buffers belong to the program and
+    are used again for its next tile, so they and the second reading of x are meant for the L2 cache:
+    from and to memory go x, grad and delta, and x once more where T > CHUNK.
+
+    S1 and S2 of the program's tiles are added up in its own `partial[program, 0 or 1, t, c]` (or None).
+    The barriers stand between writing and reading again what another thread of the program wrote.
+    """
+    SIZE: tl.constexpr = P * Q * BC
+    acc = a.dtype.element_ty
+    full, pooled = tl.cast(B * H * W, tl.int64) * C, tl.cast(B * (H // POOL) * (W // POOL), tl.int64) * C
+    program, chunks = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), (T + CHUNK - 1) // CHUNK
+    row = tl.arange(0, P)[:, None, None] * Q + tl.arange(0, Q)[None, :, None]
+    within = row * BC + tl.arange(0, BC)[None, None, :]
+    borders += tl.cast(program, tl.int64) * chunks * SIZE + within
+    scratch += tl.cast(program, tl.int64) * CHUNK * SIZE + within
+    if partial is not None:
+        partial += tl.program_id(0) * 2 * T * C
+    for i in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        c, inputs, inside, outputs, whole = _tile(i, B, H, W, C, POOL, P, Q, BC)
+        m, d = tl.zeros([P, Q, BC], acc), tl.zeros([P, Q, BC], acc)
+        if membrane is not None:
+            m = tl.load(membrane + inputs, mask=inside, other=0.0)
+        if START:
+            d = tl.load(carry + inputs, mask=inside, other=0.0)
+        tl.store(borders, m)
+        for k in range(1, chunks):
+            for t in tl.range((k - 1) * CHUNK, k * CHUNK, num_stages=STAGES):
+                v = tl.load(x + t * full + inputs, mask=inside, other=0.0).to(acc)
+                _, _, m = _step(m, _vector(a, t, c, C) * v + _vector(b, t, c, C), LEAK, THETA, FIRE_FIRST)
+            tl.store(borders + k * SIZE, m)
+        for back in range(chunks):
+            start = (chunks - 1 - back) * CHUNK
+            steps = tl.minimum(CHUNK, T - start)
+            tl.debug_barrier()
+            m = tl.load(borders + (chunks - 1 - back) * SIZE)
+            for s in tl.range(steps, num_stages=STAGES):
+                t = start + s
+                v = tl.load(x + t * full + inputs, mask=inside, other=0.0).to(acc)
+                u, _, m = _step(m, _vector(a, t, c, C) * v + _vector(b, t, c, C), LEAK, THETA, FIRE_FIRST)
+                h = tl.maximum(1.0 - tl.abs(u * (1.0 / THETA) - 1.0), 0.0)
+                tl.store(scratch + s * SIZE, h.to(scratch.dtype.element_ty))
+            tl.debug_barrier()
+            for r in tl.range(steps, num_stages=STAGES):
+                s = steps - 1 - r
+                t = start + s
+                h = tl.load(scratch + s * SIZE).to(acc)
+                g = tl.load(grad + t * pooled + outputs, mask=whole, other=0.0, eviction_policy="evict_first").to(acc)
+                fed = g * (ALPHA / (THETA * POOL * POOL)) * h  # eq. 8, and the pool's share
+                after = LEAK * d + fed
+                if not FIRE_FIRST:
+                    d = after
+                tl.store(delta + t * full + inputs, d.to(delta.dtype.element_ty), mask=inside)
+                if partial is not None:
+                    v = tl.load(x + t * full + inputs, mask=inside, other=0.0, eviction_policy="evict_first").to(acc)
+                    product = d * (v - _vector(centre, t, c, C))  # outside the image d is 0
+                    s1, s2 = tl.sum(tl.reshape(d, [P * Q, BC]), 0), tl.sum(tl.reshape(product, [P * Q, BC]), 0)
+                    to = partial + t * C + c
+                    s1 += tl.load(to, mask=c < C, other=0.0)
+                    s2 += tl.load(to + T * C, mask=c < C, other=0.0)
+                    tl.store(to, s1, mask=c < C)
+                    tl.store(to + T * C, s2, mask=c < C)
+                d = after
+        if carry is not None:
+            tl.store(carry + inputs, d, mask=inside)
+
+
+@triton.jit
+def _affine(delta, x, k1, k2, k3, N, C, R: tl.constexpr, BC: tl.constexpr):
+    """delta <- k1 delta + k2 x + k3 on one tile [R, BC] of one time-step."""
+    n, t = tl.program_id(0) * R + tl.arange(0, R), tl.program_id(2)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    inside = (n < N)[:, None] & (c < C)[None, :]
+    offset = tl.cast(t, tl.int64) * N * C + (n[:, None] * C + c[None, :])
+    acc = k1.dtype.element_ty
+    d, v = tl.load(delta + offset, mask=inside, other=0.0), tl.load(x + offset, mask=inside, other=0.0)
+    rest = _vector(k2, t, c, C) * v.to(acc) + _vector(k3, t, c, C)
+    tl.store(delta + offset, (_vector(k1, t, c, C) * d.to(acc) + rest).to(d.dtype), mask=inside)
+
+
+@triton.jit
+def _unpack(packed, spikes, count, SHARE: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr):
+    """spikes = SHARE * packed, for a block of them; ACC: the dtype of the product."""
+    i = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    n = tl.load(packed + i, mask=i < count, other=0).to(ACC)
+    tl.store(spikes + i, (n * SHARE).to(spikes.dtype.element_ty), mask=i < count)
+
+
+# ---- The passes as functions of tensors ------------------------------------------------------------
+
+
+class TritonPasses:
+    """The passes under the names, arguments and results of `CpuPasses` in fused.py.
+
+    The sizes of the work change nothing but speed and the order of sums. tile: neurons of a tile.
+    channels: most channels of a tile. rows: rows that a program of `statistics` sums. chunk: time-steps
+    that `lif_backward` keeps h(u) of. programs: how many of `lif_backward` run (None: two for each
+    multiprocessor); their scratch takes programs * tile * chunk elements and should fit the L2 cache.
+    """
+
+    def __init__(self, tile=2048, channels=64, rows=2048, chunk=32, programs=None):
+        self.tile, self.channels, self.rows, self.chunk, self.programs = tile, channels, rows, chunk, programs
+
+    def statistics(self, x, shape):
+        """Mean and (biased) variance of x [T, B, H, W, C] over n: two float64 tensors [T, C]."""
+        T, N, C = sizes = shape.T, shape.N, shape.C
+        R, BC = self.blocks(shape)
+        pieces = triton.cdiv(N, self.rows)
+        partial = torch.empty(pieces, 2, T, C, dtype=_wide(x), device=x.device)
+        _launch(_statistics, (pieces, triton.cdiv(C, BC), T), x, partial, N, C, ROWS=self.rows, R=R, BC=BC)
+        first, second = partial.sum(0, dtype=torch.float64) / N
+        return x.view(sizes)[:, 0].double() + first, (second - first**2).clamp(min=0)
+
+    def lif_forward(self, x, shape, a, b, membrane, start, packed):
+        """Pooled spikes, [T, B, H // pool, W // pool, C]; their counts go to `packed`, unless it is None.
+
+        a, b: [T, C]. membrane: None, or [N, C], read if `start` and left as it is after the last step.
+        """
+        spikes = torch.empty(shape.pooled, dtype=x.dtype, device=x.device)
+        tiles, tiling = self.tiling(shape)
+        grid = tiles, triton.cdiv(shape.C, tiling["BC"])
+        _launch(_lif_forward, grid, x, a, b, membrane, spikes, packed, *shape.full, **_neuron(shape, start), **tiling)
+        return spikes
+
+    def lif_backward(self, x, shape, a, b, centre, membrane, grad, carry, start, sums):
+        """(delta, S1, S2): delta like x, and float64 [T, C] each, or None without `sums`.
+
+        grad: of the pooled spikes. centre: [T, C]. membrane: before the first step, or None at rest.
+        carry: None, or [N, C], d of the step after the last, read if `start` and left as that of the first.
+        """
+        T, B, H, W, C = shape.full
+        tiles, tiling = self.tiling(shape)
+        blocks, size = triton.cdiv(C, tiling["BC"]), tiling["P"] * tiling["Q"] * tiling["BC"]
+        grid = min(tiles, max(1, (self.programs or 2 * _multiprocessors(x.device)) // blocks)), blocks
+        wide = dict(dtype=_wide(x), device=x.device)
+        # h is between 0 and 1: float16 rounds it by 2^-12, where bfloat16 rounds grad and delta by 2^-9.
+        half = dict(dtype=torch.float16 if x.dtype.itemsize == 2 else x.dtype, device=x.device)
+        chunk = min(self.chunk, triton.next_power_of_2(T))
+        borders = torch.empty(grid[0] * blocks, triton.cdiv(T, chunk), size, **wide)
+        scratch = torch.empty(grid[0] * blocks, chunk, size, **half)
+        partial = torch.zeros(grid[0], 2, T, C, **wide) if sums else None
+        delta = torch.empty_like(x)
+        _launch(
+            _lif_backward, grid, x, a, b, centre, membrane, grad, carry, delta, partial, borders, scratch,
+            T, B, H, W, C, tiles, ALPHA=SURROGATE_ALPHA, CHUNK=chunk, **_neuron(shape, start), **tiling,
+        )  # fmt: skip
+        return (delta, *partial.sum(0, dtype=torch.float64)) if sums else (delta, None, None)
+
+    def affine(self, delta, x, shape, k1, k2, k3):
+        """delta <- k1 delta + k2 x + k3 in place, coefficients [T, C]."""
+        R, BC = self.blocks(shape)
+        grid = triton.cdiv(shape.N, R), triton.cdiv(shape.C, BC), shape.T
+        _launch(_affine, grid, delta, x, k1, k2, k3, shape.N, shape.C, R=R, BC=BC)
+        return delta
+
+    def unpack(self, packed, share, dtype):
+        """share * packed in another dtype."""
+        spikes, count = torch.empty(packed.shape, dtype=dtype, device=packed.device), packed.numel()
+        acc = tl.float64 if dtype == torch.float64 else tl.float32
+        _launch(_unpack, (triton.cdiv(count, self.tile),), packed, spikes, count, SHARE=share, ACC=acc, BLOCK=self.tile)
+        return spikes
+
+    def blocks(self, shape, pixels=1):
+        """(R, BC): how many windows of so many pixels, and how many channels, make a tile."""
+        if shape.N * shape.C >= 2**31:
+            raise ValueError(f"a layer of {shape.N * shape.C:,} neurons is too large for one batch: use a smaller one")
+        most = max(16, self.tile // pixels)
+        BC = min(self.channels, most, triton.next_power_of_2(shape.C))
+        return max(1, self.tile // (pixels * BC)), BC
+
+    def tiling(self, shape):
+        """Number of tiles for each block of channels, and the constants of a tile as keywords."""
+        Q = triton.next_power_of_2(shape.pool**2)
+        P, BC = self.blocks(shape, Q)
+        windows = shape.B * triton.cdiv(shape.H, shape.pool) * triton.cdiv(shape.W, shape.pool)
+        return triton.cdiv(windows, P), dict(POOL=shape.pool, P=P, Q=Q, BC=BC)
+
+
+def _neuron(shape, start):
+    return dict(LEAK=shape.leak, THETA=shape.threshold, FIRE_FIRST=shape.fire_first, START=bool(start))
+
+
+def _wide(x):
+    """The dtype of arithmetic on x."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _multiprocessors(device):
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def _launch(kernel, grid, x, *arguments, **constants):
+    """Start a kernel where its first argument lies."""
+    with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
+        kernel[grid](x, *arguments, **constants)

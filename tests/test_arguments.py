@@ -1,0 +1,197 @@
+"""arguments.py: flags, config files and errors, through the parsers of the three scripts."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import call
+
+import early_exit
+import test as test_script
+import train
+from utill import UserError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+PUBLISHED_CIFAR10 = (
+    "python train.py --num_steps 25 --lr 0.3 --arch 'vgg9' --dataset 'cifar10' --batch_size 256 --leak_mem 0.95 "
+    "--num_workers 4 --num_epochs 100"
+)
+PUBLISHED_CIFAR100 = (
+    "python train.py --num_steps 30 --lr 0.3 --arch 'vgg11' --dataset 'cifar100' --batch_size 128 --leak_mem 0.99 "
+    "--num_workers 4 --num_epochs 100"
+)
+
+
+def published(command):
+    return train.parse_args(shlex.split(command)[2:])
+
+
+def config_file(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+# ---- The authors' commands -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "values"),
+    [
+        (PUBLISHED_CIFAR10, dict(num_steps=25, arch="vgg9", dataset="cifar10", batch_size=256, leak_mem=0.95)),
+        (PUBLISHED_CIFAR100, dict(num_steps=30, arch="vgg11", dataset="cifar100", batch_size=128, leak_mem=0.99)),
+    ],
+)
+def test_a_published_command_means_what_it_says(command, values):
+    args = vars(published(command))
+    assert {key: args[key] for key in values} == values
+    assert (args["lr"], args["num_workers"], args["num_epochs"]) == (0.3, 4, 100)
+
+
+@pytest.mark.parametrize("command", [PUBLISHED_CIFAR10, PUBLISHED_CIFAR100])
+def test_what_a_published_command_leaves_out_is_as_in_the_authors_code(command):
+    args = published(command)
+    assert (args.optimizer, args.momentum, args.weight_decay, args.lr_schedule) == ("sgd", 0.9, 1e-4, "step")
+    assert (args.norm, args.encoding, args.spike_order, args.threshold) == ("bntt", "poisson", "integrate_first", 1.0)
+    assert (args.val_fraction, args.limit_train, args.limit_test, args.augment) == (0.0, None, None, None)
+    assert (args.amp, args.seed, args.train_display_freq, args.test_display_freq) == ("off", 0, 10, 10)
+
+
+def test_the_authors_other_flags_are_there():
+    args = train.parse_args("--seed 3 --train_display_freq 1 --test_display_freq 2".split())
+    assert (args.seed, args.train_display_freq, args.test_display_freq) == (3, 1, 2)
+
+
+# ---- Configs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_parses_to_what_it_holds(path):
+    args = vars(train.parse_args(["--config", str(path)]))
+    values = yaml.safe_load(path.read_text())
+    assert {key: args[key] for key in values} == values
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), [("cifar10_vgg9", PUBLISHED_CIFAR10), ("cifar100_vgg11", PUBLISHED_CIFAR100)]
+)
+def test_the_config_as_published_is_the_published_command(name, command):
+    by_config, by_command = vars(train.parse_args(["--config", str(CONFIGS / f"{name}.yaml")])), vars(published(command))
+    differing = {key for key in by_config if by_config[key] != by_command[key]}
+    assert differing <= {"config", "norm_stats"}  # the authors' code normalises both sets alike, without a flag
+
+
+@pytest.mark.parametrize(("name", "epochs", "steps"), [("cifar10_vgg9", 120, 25), ("cifar100_vgg11", 240, 50)])
+def test_the_papers_own_recipe_is_a_config(name, epochs, steps):
+    args = train.parse_args(["--config", str(CONFIGS / f"{name}_paper.yaml")])
+    assert (args.weight_decay, args.num_epochs, args.num_steps) == (5e-4, epochs, steps)
+
+
+def test_the_command_line_wins_over_the_config(tmp_path):
+    config = config_file(tmp_path, "lr: 0.1\nnum_steps: 7\n")
+    args = train.parse_args(["--lr", "0.3", "--config", config])  # 0.3 is also the default
+    assert (args.lr, args.num_steps) == (0.3, 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("lr: 1", "lr", 1.0),
+        ("limit_train: null", "limit_train", None),
+        ("amp: off", "amp", "off"),  # false to YAML
+        ("augment: false", "augment", False),
+        ("overwrite: true", "overwrite", True),
+    ],
+)
+def test_config_values_as_people_write_them(tmp_path, text, key, value):
+    parsed = getattr(train.parse_args(["--config", config_file(tmp_path, text)]), key)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: 0.1", "unknown key 'learning_rate'"),
+        ("help: true", "unknown key 'help'"),
+        ("config: other.yaml", "unknown key 'config'"),
+        ("num_steps: 2.5", "num_steps must be an integer of at least 1, got 2.5"),
+        ("num_steps: true", "num_steps must be an integer of at least 1, got True"),
+        ("num_steps: '25'", "num_steps must be an integer of at least 1, got '25'"),
+        ("num_steps: 0", "num_steps must be an integer of at least 1, got 0"),
+        ("leak_mem: 1.5", r"leak_mem must be a number in \(0, 1\], got 1.5"),
+        ("leak_mem: .nan", r"leak_mem must be a number in \(0, 1\], got nan"),
+        ("weight_decay: 5e-4", "weight_decay must be a number of at least 0, got '5e-4' .*write 5.0e-4"),
+        ("lr: [0.3]", "lr must be a positive number"),
+        ("lr: null", "lr must be a positive number, got None"),
+        ("lr: 1" + "0" * 400, "lr must be a positive number"),
+        ("arch: vgg7", "arch must be one of vgg9, vgg11, got 'vgg7'"),
+        ("arch: 9", "arch must be one of vgg9, vgg11, got 9"),
+        ("amp: on", "amp must be one of off, auto, bf16, fp16, got True"),
+        ("data_dir: 7", "data_dir must be text, got 7"),
+        ("overwrite: 1", "overwrite must be true or false, got 1"),
+        ("- lr\n- 0.1", "list of `flag: value` lines"),
+        ("lr 0.1", "list of `flag: value` lines"),
+        ("1: 2", "list of `flag: value` lines"),
+        ("", "list of `flag: value` lines"),
+        ("lr: [0.1", "not valid YAML"),
+        ("lr: !!python/object/apply:os.getcwd []", "not valid YAML"),
+    ],
+)
+def test_a_config_that_is_wrong_is_an_error(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        train.parse_args(["--config", config_file(tmp_path, text)])
+
+
+def test_a_config_that_cannot_be_read_is_an_error(tmp_path):
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00lr")
+    for name in ("missing.yaml", "", "binary.yaml"):
+        with pytest.raises(UserError, match="cannot read the config"):
+            train.parse_args(["--config", str(tmp_path / name)])
+
+
+# ---- Flags ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--arch vgg7", "invalid choice: 'vgg7'"),
+        ("--dataset imagenet", "invalid choice: 'imagenet'"),
+        ("--num_steps 0", "--num_steps: expected an integer of at least 1, got '0'"),
+        ("--num_steps many", "--num_steps: expected an integer of at least 1, got 'many'"),
+        ("--leak_mem 0", r"--leak_mem: expected a number in \(0, 1\], got '0'"),
+        ("--leak_mem 1.5", r"--leak_mem: expected a number in \(0, 1\], got '1.5'"),
+        ("--leak_mem nan", r"--leak_mem: expected a number in \(0, 1\], got 'nan'"),
+        ("--lr inf", "--lr: expected a positive number"),
+        ("--lr -1", "--lr: expected a positive number"),
+        ("--momentum 1", "--momentum: expected a number in"),
+        ("--val_fraction 1", "--val_fraction: expected a number in"),
+        ("--weight_decay nan", "--weight_decay: expected a number of at least 0"),
+        ("--num_workers -1", "--num_workers: expected an integer of at least 0"),
+        ("--seed 99999999999999999999", "--seed: expected an integer"),
+        ("--epochs 3", "unrecognized arguments: --epochs 3"),
+        ("--num_ep 3", "unrecognized arguments: --num_ep 3"),
+        ("--conf digits.yaml", "unrecognized arguments: --conf digits.yaml"),
+        ("--config", "--config: expected one argument"),
+    ],
+)
+def test_a_wrong_flag_is_an_error(flags, message):
+    with pytest.raises(UserError, match=message):
+        train.parse_args(flags.split())
+
+
+@pytest.mark.parametrize("script", [train, test_script, early_exit], ids=["train", "test", "early_exit"])
+def test_help_shows_the_defaults_and_exits_with_0(script):
+    outcome = call(script.main, "--help")
+    assert (outcome.code, outcome.err) == (0, [])
+    text = " ".join(" ".join(outcome.out).split())
+    assert "time-steps T (default: 25)" in text
+    assert "default: None" not in text
+
+
+@pytest.mark.parametrize("flags", [["--steps", "0", "x"], ["x", "--steps", "1.5"], ["--repeats", "0", "x"], []])
+def test_wrong_flags_of_testing_are_errors_before_the_checkpoint_is_read(flags):
+    with pytest.raises(UserError, match=r"--steps|--repeats|required: checkpoint"):
+        test_script.parse_args(flags)

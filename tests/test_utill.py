@@ -1,0 +1,416 @@
+"""utill.py: one claim per test."""
+
+import io
+import json
+import os
+import pickle
+import zipfile
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+
+import data
+import fused
+import utill
+from model import SpikingVGG
+from utill import UserError, learning_rate
+
+
+def small_net(norm="bntt", steps=3, dtype=torch.float32):
+    """A net of which every layer spikes."""
+    torch.manual_seed(0)
+    net = SpikingVGG("vgg9", steps, img_size=8, in_channels=1, norm=norm).to(dtype)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                module.weight.mul_(4)
+    return net.eval()
+
+
+def digit_loader(batch_size=16, limit_test=50):
+    return data.build_loaders(
+        Namespace(
+            dataset="digits", data_dir="", batch_size=batch_size, num_workers=0, seed=0, img_size=None,
+            limit_test=limit_test, norm_stats="own", encoding="poisson",
+        ),
+        train=False,
+    ).test  # fmt: skip
+
+
+def one_batch(count=4, dtype=torch.float32):
+    return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+# ---- Errors --------------------------------------------------------------------------------------
+
+
+def test_a_user_error_is_one_line_and_exit_code_2(capsys):
+    @utill.entry_point
+    def main(argv=None):
+        raise UserError("no such file: a\nb")
+
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("error: no such file: a b\n")
+    assert err.count("\n") == 1
+
+
+def test_a_bug_is_not_taken_for_a_mistake_of_the_user():
+    @utill.entry_point
+    def main(argv=None):
+        raise ValueError("bug")
+
+    with pytest.raises(ValueError, match="bug"):
+        main([])
+
+
+def test_an_interrupt_is_one_line_and_exit_code_130(capsys):
+    @utill.entry_point
+    def main(argv=None):
+        raise KeyboardInterrupt
+
+    assert main([]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+# ---- Schedule, meters, seeds ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epochs", [10, 60, 90, 100, 120, 170, 180, 240])
+def test_the_learning_rate_drops_at_50_70_and_90_percent_exactly(epochs):
+    drops = [e for e in range(1, epochs) if learning_rate(0.3, e, epochs) != learning_rate(0.3, e - 1, epochs)]
+    assert drops == [epochs * 5 // 10, epochs * 7 // 10, epochs * 9 // 10]
+
+
+def test_each_drop_of_the_learning_rate_is_to_a_tenth():
+    rates = [learning_rate(0.3, epoch, 100) for epoch in (0, 49, 50, 69, 70, 89, 90, 99)]
+    assert rates == [0.3, 0.3, 0.03, 0.03, 0.003, 0.003, 0.3 / 1000, 0.3 / 1000]
+
+
+def test_epochs_that_do_not_divide_drop_at_the_next_whole_epoch():
+    assert [learning_rate(1.0, epoch, 3) for epoch in range(3)] == [1.0, 1.0, 0.1]  # at 1.5; 2.1 and 2.7 never come
+
+
+def test_the_cosine_schedule_falls_from_the_base_towards_zero():
+    rates = [learning_rate(0.3, epoch, 4, "cosine") for epoch in range(4)]
+    assert rates == pytest.approx([0.3, 0.15 * (1 + 0.5**0.5), 0.15, 0.15 * (1 - 0.5**0.5)])
+
+
+def test_accuracy_over_the_best_k():
+    logits = torch.tensor([[3.0, 2, 1], [3, 2, 1], [1, 2, 3], [1, 3, 2]])
+    assert utill.accuracy(logits, torch.tensor([0, 1, 0, 1]), topk=(1, 2, 5)) == [50.0, 75.0, 100.0]
+
+
+def test_average_meter_weighs_by_images():
+    meter = utill.AverageMeter()
+    meter.update(1.0, 3)
+    meter.update(5.0, 1)
+    assert (meter.avg, meter.count) == (2.0, 4)
+
+
+def test_parts_of_a_run_have_their_own_random_streams():
+    def draw(*stream):
+        utill.seed_stream(*stream)
+        return torch.rand(1).item()
+
+    assert draw(0, 1) == draw(0, 1)
+    assert len({draw(0, 0, 0), draw(0, 0, 1), draw(0, 1), draw(1, 0, 0), draw(1, 1)}) == 5
+
+
+# ---- Spikes --------------------------------------------------------------------------------------
+
+
+def count_directly(net, images):
+    """{layer: [T] spikes} by a loop over the net's own pieces."""
+    spikes, membranes = {"input": []} | {layer.name: [] for layer in net.layers()}, {}
+    for t in range(net.num_steps):
+        x = net.encoder(images, t)
+        spikes["input"].append(float((x != 0).sum()))
+        for layer in net.layers():
+            x = x.flatten(1) if isinstance(layer.synapse, nn.Linear) else x
+            fired, membranes[layer.name] = layer.lif(layer.norm(layer.synapse(x), t), membranes.get(layer.name))
+            spikes[layer.name].append(float(fired.sum()))
+            x = layer.pool(fired)
+    return spikes
+
+
+@pytest.mark.parametrize("engine", ["plain", "fused"])
+@torch.no_grad()
+def test_the_spike_meter_counts_every_spike_on_both_engines(engine):
+    net, images = small_net(dtype=torch.float64), one_batch(dtype=torch.float64)
+    torch.manual_seed(5)
+    expected = count_directly(net, images)
+    assert all(sum(counts) > 0 for counts in expected.values())
+    if engine == "fused":
+        fused.attach(net)
+    torch.manual_seed(5)
+    with utill.SpikeMeter(net) as meter:
+        net(images)
+    assert {name: counts.tolist() for name, counts in meter.spikes.items()} == expected
+
+
+@torch.no_grad()
+def test_the_spike_meter_stops_counting_when_left():
+    net = small_net()
+    with utill.SpikeMeter(net) as meter:
+        net(one_batch(4))
+        net(one_batch(2))
+    assert meter.images == 6
+    before = meter.spikes["conv1"].clone()
+    net(one_batch())
+    assert torch.equal(meter.spikes["conv1"], before)
+
+
+def hand_made_meter():
+    """Two images, two steps: 384 input spikes, then 1,024 of conv7 and 2,048 of fc1."""
+    meter = utill.SpikeMeter(SpikingVGG("vgg9", 2, img_size=8))
+    meter.images = 2
+    sizes = [3 * 64, 64 * 64, 64 * 64, 128 * 16, 128 * 16, 256 * 4, 256 * 4, 256 * 4, 1024]
+    meter.neurons = dict(zip(meter.spikes, sizes, strict=True))
+    meter.spikes["input"] = torch.tensor([384.0, 0], dtype=torch.float64)
+    meter.spikes["conv7"] = torch.tensor([1024.0, 0], dtype=torch.float64)
+    meter.spikes["fc1"] = torch.tensor([1024.0, 2048], dtype=torch.float64)
+    return meter
+
+
+def test_rates_are_spikes_over_all_steps_per_neuron_and_image():
+    assert hand_made_meter().rates() == dict.fromkeys([f"conv{i}" for i in range(1, 7)], 0) | {"conv7": 0.5, "fc1": 1.5}
+
+
+def test_operations_are_dense_multiply_adds_times_the_rate_of_the_input():
+    conv1 = 64 * 8 * 8 * 3 * 9 * 1.0  # every input spikes once per image at step 1
+    fc1 = 1024 * 256 * 0.5  # half of conv7 spikes at step 1
+    assert hand_made_meter().operations().tolist() == [conv1 + fc1 + 10 * 1024 * 0.5, 10 * 1024 * 1.0]
+
+
+# ---- Evaluation ----------------------------------------------------------------------------------
+
+
+def test_evaluation_sees_every_image_once():
+    loader = digit_loader(batch_size=8, limit_test=50)  # 16, 16, 16, 2
+    evaluation = utill.evaluate(small_net(), loader, torch.device("cpu"))
+    expected = torch.bincount(torch.cat([labels for _, labels in loader]), minlength=10)
+    assert evaluation.count == 50
+    assert evaluation.class_count == expected.tolist()
+
+
+def test_evaluation_that_misses_images_is_an_error():
+    loader = digit_loader()
+    loader.num_images += 1
+    with pytest.raises(RuntimeError, match="evaluated 50 of 51 images"):
+        utill.evaluate(small_net(), loader, torch.device("cpu"))
+
+
+@torch.no_grad()
+def test_evaluation_counts_right_answers_of_every_exit_step():
+    net, loader = small_net(), digit_loader(batch_size=8)
+    evaluation = utill.evaluate(net, loader, torch.device("cpu"), seed=3)
+    utill.seed_stream(3, 1)
+    voltages, labels = zip(*((net.voltages(images), labels) for images, labels in loader), strict=True)
+    voltages, labels = torch.cat(voltages, 1), torch.cat(labels)
+    hits = (voltages.argsort(-1, descending=True) == labels[:, None])[..., :5]
+    assert evaluation.correct == hits[..., 0].sum(1).tolist()
+    assert evaluation.correct5 == hits.any(-1).sum(1).tolist()
+    assert evaluation.class_correct == torch.bincount(labels[hits[-1, :, 0]], minlength=10).tolist()
+    assert evaluation.loss == pytest.approx(nn.functional.cross_entropy(voltages[-1] / 3, labels).item())
+    assert evaluation.top1(2) == 2 * evaluation.correct[1]  # in % of 50
+    assert evaluation.top5() == 2 * evaluation.correct5[2]
+
+
+def test_evaluation_of_fewer_steps_is_the_beginning_of_the_whole():
+    # one batch, so that both draw the same spikes
+    whole, part = (
+        utill.evaluate(small_net(), digit_loader(batch_size=25), torch.device("cpu"), steps=s) for s in (3, 2)
+    )
+    assert part.correct == whole.correct[:2]
+
+
+# ---- Devices and engines -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:99", "meta", "cuda:x", "hpu"])
+def test_a_device_that_is_not_there_is_an_error(name):
+    with pytest.raises(UserError, match=f"--device {name}: this machine or this PyTorch has no such device"):
+        utill.pick_device(name)
+
+
+def test_the_device_is_the_one_named():
+    assert utill.pick_device("cpu") == torch.device("cpu")
+    assert utill.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_half_precision_needs_a_gpu():
+    with pytest.raises(UserError, match="--amp fp16 needs a GPU"):
+        utill.pick_amp(torch.device("cpu"), "fp16")
+
+
+def test_mixed_precision_picked_for_the_cpu_is_one_that_it_has():
+    has_bf16 = torch.cpu._is_avx512_bf16_supported()
+    assert utill.pick_amp(torch.device("cpu"), "auto") == ("bf16" if has_bf16 else "off")
+
+
+def test_the_fused_engine_where_it_cannot_run_is_an_error_and_auto_says_why(monkeypatch):
+    monkeypatch.setattr(fused, "why_not", lambda net: "no compiler")
+    with pytest.raises(UserError, match="--engine fused: no compiler"):
+        utill.use_engine(small_net(), Namespace(engine="fused", save_memory=None))
+    with pytest.raises(UserError, match="--save_memory belongs to the fused engine.*no compiler"):
+        utill.use_engine(small_net(), Namespace(engine="auto", save_memory=2))
+    assert utill.use_engine(small_net(), Namespace(engine="auto", save_memory=None)) == ("plain", "no compiler")
+
+
+def test_the_plain_engine_does_not_save_memory():
+    with pytest.raises(UserError, match="--save_memory belongs to the fused engine"):
+        utill.use_engine(small_net(), Namespace(engine="plain", save_memory=2))
+
+
+# ---- Files ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("disk full"), KeyError("bug")])
+def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path, error):
+    path = tmp_path / "last.pth.tar"
+    path.write_bytes(b"old")
+
+    def write(file):
+        file.write(b"half of the new")
+        raise error
+
+    with pytest.raises(KeyError if isinstance(error, KeyError) else UserError):
+        utill.write_atomically(path, write)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("last.pth.tar", b"old")]
+
+
+def test_a_write_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
+    path, events = tmp_path / "file", []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.fstat(fd).st_size), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda *names: (events.append("rename"), replace(*names)))
+    utill.write_text(path, "new")
+    assert events == [3, "rename"]
+    assert path.read_text() == "new"
+
+
+def test_a_folder_that_is_not_there_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="cannot write .*No such file or directory"):
+        utill.write_text(tmp_path / "missing" / "file", "text")
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
+    net = small_net()
+    saved = {
+        "global_step": 7, "state_dict": net.state_dict(), "accuracy": None, "config": {"lr": 0.3, "amp": "off"},
+        "data": {"classes": ["a", "b"], "in_channels": 1, "img_size": 8, "mean": [0.5], "std": [0.25]},
+    }  # fmt: skip
+    utill.save_checkpoint(tmp_path / "x.pth.tar", saved)
+    loaded = utill.load_checkpoint(tmp_path / "x.pth.tar")
+    tensors = loaded.pop("state_dict")
+    assert loaded == {k: v for k, v in saved.items() if k != "state_dict"}
+    assert tensors.keys() == net.state_dict().keys()
+    assert all(torch.equal(tensors[k], v) for k, v in net.state_dict().items())
+
+
+def rename_in_zip(path, old, new):
+    """Replace bytes inside the pickle of a torch file, as another version of numpy would have written them."""
+    with zipfile.ZipFile(path) as archive:
+        entries = [(info.filename, archive.read(info)) for info in archive.infolist()]
+    assert any(old in content for name, content in entries if name.endswith("data.pkl"))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in entries:
+            archive.writestr(name, content.replace(old, new) if name.endswith("data.pkl") else content)
+
+
+@pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+def test_an_authors_checkpoint_may_hold_a_numpy_scalar_of_any_numpy(tmp_path, module, kind):
+    path = tmp_path / "cifar10_bestmodel.pth.tar"
+    torch.save({"global_step": 9, "state_dict": small_net().state_dict(), "accuracy": kind(0.5)}, path)
+    rename_in_zip(path, kind(0).__reduce__()[0].__module__.encode(), module)
+    assert utill.load_checkpoint(path)["accuracy"] == 0.5
+
+
+class Code:
+    """Unpickling this makes the file `it-ran`."""
+
+    def __reduce__(self):
+        return os.mkdir, ("it-ran",)
+
+
+@pytest.mark.parametrize("make", [lambda path, x: torch.save(x, path), lambda path, x: path.write_bytes(pickle.dumps(x))])
+def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path, monkeypatch, make):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "evil.pth.tar", {"state_dict": Code()})
+    with pytest.raises(UserError, match=r"evil.pth.tar (was refused: it holds more than|is not a)"):
+        utill.load_checkpoint(tmp_path / "evil.pth.tar")
+    assert not Path("it-ran").exists()
+
+
+def saved(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"not a checkpoint", b"\x80\x02", saved({"state_dict": {"w": torch.ones(9)}})[:-200], saved([1, 2]),
+        saved({}), saved({"state_dict": {}}), saved({"state_dict": [1]}), saved({"state_dict": {"w": 1}}),
+        saved({"state_dict": {1: torch.ones(1)}}), saved({"state_dict": {"w": torch.ones(1)}, "config": {}}),
+        saved({"state_dict": {"w": torch.ones(1)}, "config": [], "data": {}}),
+        saved({"state_dict": {"w": torch.ones(1)}, "config": {}, "data": {"classes": ["a"]}}),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_whole_checkpoint_is_a_user_error(tmp_path, content):
+    path = tmp_path / "x.pth.tar"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x.pth.tar is not a"):
+        utill.load_checkpoint(path)
+
+
+def test_a_checkpoint_that_cannot_be_opened_is_a_user_error(tmp_path):
+    for path in (tmp_path / "missing", tmp_path):
+        with pytest.raises(UserError, match="cannot read the checkpoint"):
+            utill.load_checkpoint(path)
+
+
+def test_a_run_folder_that_holds_a_run_is_refused(tmp_path):
+    for name in ("config.yaml", "log.jsonl", "best.pth.tar", "tensorboard/events.out.tfevents.1.host.2.0"):
+        path = tmp_path / name.replace("/", "-") / name
+        path.parent.mkdir(parents=True)
+        path.write_text("old")
+        with pytest.raises(UserError, match="already holds a run"):
+            utill.new_run_dir(tmp_path / name.replace("/", "-"), overwrite=False)
+        assert path.read_text() == "old"
+
+
+def test_overwriting_removes_the_old_run_and_nothing_else(tmp_path):
+    theirs = ["notes.txt", "tensorboard/mine.txt", "sub/config.yaml"]
+    for name in [*utill.RUN_FILES, "tensorboard/events.out.tfevents.1.host.2.0", *theirs]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("old")
+    utill.new_run_dir(tmp_path, overwrite=True)
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == set(theirs)
+
+
+def test_a_run_folder_with_other_files_is_taken(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert utill.new_run_dir(tmp_path, overwrite=False) == tmp_path
+
+
+def test_the_environment_names_what_a_number_depends_on(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/train.py"])
+    facts = json.loads(json.dumps(utill.environment(torch.device("cpu"), ["--run_dir", "a b"], engine="plain")))
+    assert facts["command"] == "train.py --run_dir 'a b'"
+    assert facts["torch"] == torch.__version__
+    assert facts["engine"] == "plain"
+    assert {"git", "git_dirty", "device", "threads", "python", "torchvision", "numpy", "platform"} <= facts.keys()
+
+
+def test_the_environment_does_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert utill.environment(torch.device("cpu"), [])["git"] is None
