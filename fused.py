@@ -51,6 +51,8 @@ import torch.nn.functional as F
 
 from model import BNTT, ENCODERS, LIF, SURROGATE_ALPHA, NoNorm, SharedBN
 
+INFERENCE_BYTES = 2**29  # of one layer's outputs over the time-steps run at once, without gradients
+
 
 class Unsupported(Exception):
     """Why the fused engine cannot run a net here, in one sentence."""
@@ -138,6 +140,7 @@ class CpuPasses:
 
     def __init__(self):
         self.library = ctypes.CDLL(_compiled(Path(__file__).with_name("fused_cpu.cpp")))
+        _keep_freed_memory()
 
     def _call(self, name, dtype, *arguments):
         values = (
@@ -175,6 +178,18 @@ class CpuPasses:
         kind = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
         self._call("unpack", dtype, ctypes.c_int64(packed.numel()), packed, spikes, kind(share))
         return spikes
+
+
+def _keep_freed_memory():
+    """Let glibc reuse the large buffers of one step in the next instead of returning them to the kernel.
+
+    Otherwise a training step spends a tenth of its time on page faults.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and platform.libc_ver()[0] == "glibc":
+        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _compiled(source):
@@ -278,14 +293,6 @@ class Shape(NamedTuple):
         return _CLayer(*sizes, self.leak, self.threshold, SURROGATE_ALPHA)
 
 
-class _Kept(NamedTuple):
-    """What a layer keeps of a block for its backward pass."""
-
-    x: torch.Tensor  # output of the synapse, [T, B, H, W, C]
-    inputs: torch.Tensor  # what the synapse saw: packed spikes of the layer before, or the encoded images
-    membrane: torch.Tensor | None  # at the start of the block
-
-
 class _Run:
     """One forward pass and its backward pass: the net's layers, shapes, dtypes and what is kept."""
 
@@ -297,7 +304,7 @@ class _Run:
         autocast = torch.is_autocast_enabled(self.device.type)
         self.dtype = torch.get_autocast_dtype(self.device.type) if autocast else weight.dtype
         self.state_dtype = torch.promote_types(self.dtype, torch.float32)
-        self.training = net.training
+        self.grad_enabled = torch.is_grad_enabled()
         size = images.shape[-1]
         self.shapes = []
         for layer in self.layers:
@@ -316,14 +323,21 @@ class _Run:
         most = max(s.N * s.C for s in self.shapes) * self.dtype.itemsize
         if net._block:
             self.block = min(net._block, steps)
-        elif torch.is_grad_enabled():
+        elif self.grad_enabled:
             self.block = steps
-        else:  # nothing is kept: as many steps at once as fit 512 MiB
-            self.block = min(steps, max(1, 2**29 // most))
-        self.kept, self.norms = {}, [None] * len(self.layers)
+        else:  # nothing is kept: as many steps at once as fit
+            self.block = min(steps, max(1, INFERENCE_BYTES // most))
+        self.norms = [{} for _ in self.layers]
+        self.replaying = False  # in the backward pass, where hooks are not called again
 
     def blocks(self):
         return [(t, min(t + self.block, self.steps)) for t in range(0, self.steps, self.block)]
+
+    def state(self, wanted):
+        """Membranes at rest, one per layer, for a run of several blocks; else a None each."""
+        if not wanted:
+            return [None] * len(self.layers)
+        return [torch.zeros(s.N, s.C, dtype=self.state_dtype, device=self.device) for s in self.shapes]
 
     # -- BatchNorm as x -> a x + b, per time-step and channel
 
@@ -346,29 +360,29 @@ class _Run:
         return list(norm)[: self.steps] if isinstance(norm, BNTT) else [norm.shared] * self.steps
 
     def normalisation(self, i, x, t0, t1):
-        """(a, b, mu, variance, gamma) [T, C] of layer i at steps t0 .. t1, x its outputs there.
+        """(a, b, mu, rstd, gamma) [T, C] of layer i at steps t0 .. t1, x its outputs there.
 
-        Measures the batch and updates the running statistics the first time a training run asks.
+        rstd and gamma, None without BatchNorm, are float64. Measures the batch and updates the running
+        statistics the first time a training run asks.
         """
         shape, norms = self.shapes[i], self.batch_norms(i)
         if norms is None:
             one = torch.ones(t1 - t0, shape.C, dtype=self.state_dtype, device=self.device)
             zero = torch.zeros_like(one)
             return one, zero, zero, None, None
-        if self.norms[i] is None:
-            self.norms[i] = {}
         if (t0, t1) not in self.norms[i]:
             some = norms[t0:t1]
-            if self.training:
+            if some[0].training:
                 mean, variance = self.passes.statistics(x, shape._replace(T=t1 - t0))
                 self.update_running(self.layers[i].norm, some, mean, variance, shape.N)
             else:
                 mean = torch.stack([bn.running_mean for bn in some]).double()
                 variance = torch.stack([bn.running_var for bn in some]).double()
             gamma = torch.stack([bn.weight.detach() for bn in some]).double()
-            a = gamma / (variance + some[0].eps).sqrt()
+            rstd = (variance + some[0].eps).rsqrt()
+            a = gamma * rstd
             cast = [v.to(self.state_dtype).contiguous() for v in (a, -a * mean, mean)]
-            self.norms[i][t0, t1] = (*cast, variance, gamma)
+            self.norms[i][t0, t1] = (*cast, rstd, gamma)
         return self.norms[i][t0, t1]
 
     @torch.no_grad()
@@ -402,8 +416,8 @@ class _Run:
         """[T, B, H, W, C] -> [T * B, C * H * W], the order in which `flatten` reads an image."""
         return inputs.permute(0, 1, 4, 2, 3).reshape(inputs.shape[0] * inputs.shape[1], -1)
 
-    def synapse_backward(self, i, grad, inputs, weight, want_inputs):
-        """Gradients of the synapse's weight and (if wanted) of its inputs, [T, B, H, W, C]."""
+    def synapse_backward(self, i, grad, inputs, weight, weight_grad, want_inputs):
+        """Gradients of the synapse's weight, added to weight_grad, and of its inputs, [T, B, H, W, C]."""
         if weight.ndim == 4:
             g, x = (v.flatten(0, 1).permute(0, 3, 1, 2) for v in (grad, inputs))
             pad = list(self.layers[i].synapse.padding)
@@ -412,84 +426,84 @@ class _Run:
             )
             if want_inputs:
                 gx = gx.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).view(inputs.shape)
-            return gw, gx
-        g = grad.view(-1, grad.shape[-1])
-        gw = g.t() @ self.features(inputs)
-        if not want_inputs:
-            return gw, None
-        T, B, H, W, C = inputs.shape
-        gx = (g @ weight).view(T, B, C, H, W).permute(0, 1, 3, 4, 2).contiguous()
-        return gw, gx
+        else:
+            g, gx = grad.view(-1, grad.shape[-1]), None
+            gw = g.t() @ self.features(inputs)
+            if want_inputs:
+                T, B, H, W, C = inputs.shape
+                gx = (g @ weight).view(T, B, C, H, W).permute(0, 1, 3, 4, 2).contiguous()
+        gw = gw.to(self.state_dtype)
+        return gw if weight_grad is None else weight_grad.add_(gw), gx
 
     # -- Forward and backward over one block of time
 
-    def dense(self, inputs, i):
-        """What layer i's synapse sees, as numbers: packed spikes are counts over the pool's window."""
-        if inputs.dtype != torch.uint8:
-            return inputs
-        return self.passes.unpack(inputs, 1.0 / self.shapes[i - 1].pool ** 2, self.dtype)
+    def dense(self, packed, i):
+        """What layer i's synapse sees, as numbers: packed spikes count those in the pool's window."""
+        if packed.dtype != torch.uint8:  # the encoded images
+            return packed
+        return self.passes.unpack(packed, 1.0 / self.shapes[i - 1].pool ** 2, self.dtype)
 
     def forward_block(self, encoded, t0, t1, weights, membranes, keep):
-        """Spikes of the last layer, [T, B, H, W, C]; membranes (one per layer, or None) are moved on in place."""
+        """Run steps t0 .. t1 of all layers. Returns (spikes of the last layer [T, B, H, W, C], what is kept).
+
+        membranes: one per layer, moved on in place, or None if this is the only block. With `keep` the
+        second value is a list of (outputs of the synapse, its packed inputs, membrane at the start), and
+        last the packed spikes.
+        """
         x, packed, kept = encoded, encoded, []
-        for i, weight in enumerate(weights[:-1]):
+        for i, (layer, weight, membrane) in enumerate(zip(self.layers, weights, membranes, strict=False)):
             shape = self.shapes[i]._replace(T=t1 - t0)
             y = self.synapse(i, x, weight)
             a, b, *_ = self.normalisation(i, y, t0, t1)
-            membrane, start = membranes[i], t0 > 0
+            watched = bool(layer.lif._forward_hooks) and not self.replaying
+            before = membrane.clone() if membrane is not None and (keep or watched) else None
             if keep:
-                before = membrane.clone() if membrane is not None and start else None
-                kept.append(_Kept(y, packed, before))
-            packed = torch.empty(shape.pooled, dtype=torch.uint8, device=self.device) if keep else None
-            x = self.passes.lif_forward(y, shape, a, b, membrane, start, packed)
-            self.call_hooks(i, x, y, a, b, shape, t0)
-        return x, packed, kept
+                kept.append((y, packed, before))
+                packed = torch.empty(shape.pooled, dtype=torch.uint8, device=self.device)
+            x = self.passes.lif_forward(y, shape, a, b, membrane, t0 > 0, packed if keep else None)
+            if watched:
+                spikes = x
+                if shape.pool > 1:  # hooks want the spikes before pooling
+                    spikes = self.passes.lif_forward(y, shape._replace(pool=1), a, b, before, t0 > 0, None)
+                self.call_hooks(layer, spikes)
+        return x, [*kept, packed]
+
+    def call_hooks(self, layer, spikes):
+        """Call the hooks of the LIF module as the plain loop does: once a step, output[0] the spikes."""
+        spikes = spikes.permute(0, 1, 4, 2, 3)
+        for step in spikes if isinstance(layer.synapse, nn.Conv2d) else spikes.flatten(2):
+            for hook in layer.lif._forward_hooks.values():
+                hook(layer.lif, (), (step, None))
 
     def backward_block(self, grad, kept, t0, t1, weights, carries, results, last):
-        """Add the block's gradients to `results`; carries (one per layer) are moved back in place."""
-        for i in reversed(range(len(kept))):
-            layer, shape = kept[i], self.shapes[i]._replace(T=t1 - t0)
-            kept[i] = None
-            a, b, mean, variance, gamma = self.normalisation(i, layer.x, t0, t1)
-            delta, s1, s2 = self.passes.lif_backward(
-                layer.x, shape, a, b, mean, layer.membrane, grad, carries[i], not last, variance is not None
-            )
-            grad = None
-            if variance is not None:
-                rstd = (variance + self.batch_norms(i)[0].eps).rsqrt()
+        """Add a block's gradients to `results`, from the gradient of the last layer's spikes.
+
+        carries: the gradient of each layer's membrane, moved back in time in place, or None if this is
+        the only block. Empties `kept` as it goes.
+        """
+        for i in reversed(range(len(self.layers))):
+            x, inputs, membrane = kept.pop()
+            shape = self.shapes[i]._replace(T=t1 - t0)
+            a, b, mean, rstd, gamma = self.normalisation(i, x, t0, t1)
+            arguments = (membrane, grad, carries[i], not last, rstd is not None)
+            delta, s1, s2 = self.passes.lif_backward(x, shape, a, b, mean, *arguments)
+            if rstd is not None:
                 results.gammas[i][t0:t1] = s2 * rstd
-                delta = self.batch_norm_backward(delta, layer.x, shape, gamma, rstd, mean.double(), s1, s2)
-            gw, grad = self.synapse_backward(i, delta, self.dense(layer.inputs, i), weights[i], want_inputs=i > 0)
-            gw = gw.to(self.state_dtype)
-            results.weights[i] = gw if results.weights[i] is None else results.weights[i] + gw
-
-    def batch_norm_backward(self, delta, x, shape, gamma, rstd, mean, s1, s2):
-        k1 = gamma * rstd
-        if self.training:
-            k2 = -k1 * s2 * rstd**2 / shape.N
-            k3 = -k1 * s1 / shape.N - k2 * mean
-        else:
-            k2 = k3 = torch.zeros_like(k1)
-        k1, k2, k3 = (k.to(self.state_dtype).contiguous() for k in (k1, k2, k3))
-        return self.passes.affine(delta, x, shape, k1, k2, k3)
-
-    def call_hooks(self, i, pooled, y, a, b, shape, t0):
-        """Call the LIF module's forward hooks once a step, with the layer's spikes before pooling."""
-        lif = self.layers[i].lif
-        if not lif._forward_hooks:
-            return
-        if shape.pool > 1:
-            whole = shape._replace(pool=1)
-            if t0:
-                raise Unsupported("hooks need all time-steps in one block: detach the fused engine, or save_memory")
-            pooled = self.passes.lif_forward(y, whole, a, b, None, False, None)
-        for spikes in pooled.permute(0, 1, 4, 2, 3):
-            spikes = spikes if isinstance(self.layers[i].synapse, nn.Conv2d) else spikes.flatten(1)
-            for hook in lif._forward_hooks.values():
-                hook(lif, (), (spikes, None))
+                k1, k2, k3 = gamma * rstd, torch.zeros_like(s1), torch.zeros_like(s1)
+                if self.batch_norms(i)[0].training:
+                    k2 = -k1 * rstd**2 * s2 / shape.N
+                    k3 = -k1 * s1 / shape.N - k2 * mean
+                coefficients = (k.to(self.state_dtype).contiguous() for k in (k1, k2, k3))
+                delta = self.passes.affine(delta, x, shape, *coefficients)
+            del x
+            results.weights[i], grad = self.synapse_backward(
+                i, delta, self.dense(inputs, i), weights[i], results.weights[i], want_inputs=i > 0
+            )
 
 
 class _Results:
+    """Gradients as the blocks of time add to them."""
+
     def __init__(self, run):
         self.weights = [None] * len(run.layers)
         self.gammas = [torch.zeros(run.steps, s.C, dtype=torch.float64, device=run.device) for s in run.shapes]
@@ -499,60 +513,48 @@ class _FusedVoltages(torch.autograd.Function):
     """Encoded images [T, B, C, H, W], weights and gammas to output voltages [T, B, K]."""
 
     @staticmethod
-    def forward(ctx, run, encoded, *tensors):
-        layers = len(run.layers)
-        weights = [w.detach().to(run.dtype) for w in tensors[:layers]]
+    def forward(ctx, run, encoded, *parameters):
+        weights = [w.detach().to(run.dtype) for w in parameters[: len(run.layers)]]
         weights = [w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w for w in weights]
-        weights.append(tensors[layers].detach().to(run.state_dtype))
-        keep = any(ctx.needs_input_grad)
+        readout = parameters[len(run.layers)].detach().to(run.state_dtype)
         inputs = encoded.to(run.dtype).permute(0, 1, 3, 4, 2).contiguous()
-        blocks = run.blocks()
-        membranes = [None] * layers
-        if len(blocks) > 1:
-            membranes = [torch.zeros(s.N, s.C, dtype=run.state_dtype, device=run.device) for s in run.shapes]
-        borders, currents, features = [], [], []
+        blocks, keep = run.blocks(), run.grad_enabled and any(ctx.needs_input_grad)
+        membranes, borders, currents = run.state(len(blocks) > 1), [], []
         for t0, t1 in blocks:
-            borders.append([m.clone() for m in membranes] if keep and len(blocks) > 1 else None)
-            spikes, packed, kept = run.forward_block(
-                inputs[t0:t1], t0, t1, weights, membranes, keep and len(blocks) == 1
-            )
-            currents.append(
-                F.linear(run.features(spikes).to(run.state_dtype), weights[-1]).view(t1 - t0, len(encoded[0]), -1)
-            )
-            if keep and len(blocks) == 1:
-                run.kept, features = kept, packed
+            if keep and len(blocks) > 1:
+                borders.append([m.clone() for m in membranes])
+            spikes, kept = run.forward_block(inputs[t0:t1], t0, t1, weights, membranes, keep and len(blocks) == 1)
+            currents.append(F.linear(run.features(spikes).to(run.state_dtype), readout).view(*spikes.shape[:2], -1))
         if keep:
-            ctx.run, ctx.inputs, ctx.weights, ctx.borders, ctx.features = run, inputs, weights, borders, features
+            ctx.save_for_backward(*parameters)  # autograd then notices if they change before the backward pass
+            ctx.run, ctx.inputs, ctx.weights, ctx.readout = run, inputs, weights, readout
+            ctx.kept, ctx.borders = kept, borders
         return torch.cat(currents).cumsum(0)
 
     @staticmethod
     def backward(ctx, grad):
-        run, weights, blocks = ctx.run, ctx.weights, ctx.run.blocks()
-        layers = len(run.layers)
+        if ctx.kept is None:
+            raise RuntimeError("the fused engine frees what it kept in the backward pass: it can run only once")
+        kept, ctx.kept = ctx.kept, None
+        run, blocks, _ = ctx.run, ctx.run.blocks(), ctx.saved_tensors
+        run.replaying = True
         grad = grad.flip(0).cumsum(0).flip(0).to(run.state_dtype)  # of the output's current at each step
-        results, readout = _Results(run), 0
-        carries = [None] * layers
-        if len(blocks) > 1:
-            carries = [torch.zeros(s.N, s.C, dtype=run.state_dtype, device=run.device) for s in run.shapes]
-        for k, (t0, t1) in reversed(list(enumerate(blocks))):
-            if len(blocks) == 1:
-                kept, packed, run.kept = run.kept, ctx.features, None
-            else:
-                _, packed, kept = run.forward_block(ctx.inputs[t0:t1], t0, t1, weights, ctx.borders[k], True)
-            spikes = run.dense(packed, layers)
-            features, g = run.features(spikes).to(run.state_dtype), grad[t0:t1].flatten(0, 1)
-            readout = readout + g.t() @ features
+        results, readout, carries = _Results(run), 0, run.state(len(blocks) > 1)
+        for t0, t1 in reversed(blocks):
+            if len(blocks) > 1:
+                _, kept = run.forward_block(ctx.inputs[t0:t1], t0, t1, ctx.weights, ctx.borders.pop(), True)
+            spikes = run.dense(kept.pop(), len(run.layers))
+            g = grad[t0:t1].flatten(0, 1)
+            readout = readout + g.t() @ run.features(spikes).to(run.state_dtype)
             T, B, H, W, C = spikes.shape
-            gs = (g @ weights[-1]).to(run.dtype).view(T, B, C, H, W).permute(0, 1, 3, 4, 2).contiguous()
-            run.backward_block(gs, kept, t0, t1, weights, carries, results, last=k == len(blocks) - 1)
-        gammas = [
-            None if not live else g[:live] if isinstance(layer.norm, BNTT) else g.sum(0)
-            for layer, g, live in zip(run.layers, results.gammas, map(run.live_steps, range(layers)), strict=True)
-        ]
-        wanted = run.layers
-        gammas = [
-            None if isinstance(layer.norm, NoNorm) or g is None else g.to(layer.synapse.weight.dtype)
-            for layer, g in zip(wanted, gammas, strict=True)
-        ]
-        weights = [g if run.live_steps(i) else None for i, g in enumerate(results.weights)]
-        return (None, None, *weights, readout, *gammas)
+            gs = (g @ ctx.readout).to(run.dtype).view(T, B, C, H, W).permute(0, 1, 3, 4, 2).contiguous()
+            run.backward_block(gs, kept, t0, t1, ctx.weights, carries, results, last=t1 == run.steps)
+        weights, gammas = [], []
+        for i, layer in enumerate(run.layers):
+            live, dtype = run.live_steps(i), layer.synapse.weight.dtype
+            gamma = results.gammas[i].to(dtype)
+            weights.append(results.weights[i].to(dtype) if live else None)
+            gammas.append(gamma[:live] if isinstance(layer.norm, BNTT) else gamma.sum(0))
+            if not live or isinstance(layer.norm, NoNorm):
+                gammas[i] = None
+        return None, None, *weights, readout.to(run.net.readout.weight.dtype), *gammas

@@ -1,0 +1,365 @@
+"""The fused engine against the plain time loop of model.py: equal, for everything the nets can be."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+import fused
+import model
+from model import ARCHS, SNN_VGG9_BNTT, SpikingVGG
+from utill import SpikeMeter
+
+# Narrow relatives of the VGGs, so that a float64 comparison takes milliseconds; registered for this file only.
+TINY = {
+    "tiny": ((8, "A", 12, 20, "A"), (24,)),
+    "tiny_global": ((20, 8, "A", 12, "G"), (16, 12)),
+    "tiny_fc": ((), (16, 8)),
+    "tiny_conv": ((8, "A"), ()),
+}
+
+
+@pytest.fixture(autouse=True)
+def tiny_archs(monkeypatch):
+    for name, channels in TINY.items():
+        monkeypatch.setitem(ARCHS, name, channels)
+
+
+def make_net(arch="tiny", T=4, img_size=8, dtype=torch.float64, **options):
+    """A net whose gammas differ and whose weights are large enough that every layer spikes."""
+    torch.manual_seed(0)
+    net = SpikingVGG(arch, T, img_size=img_size, num_cls=5, **options).to(dtype)
+    for name, p in net.named_parameters():
+        if p.ndim == 1:
+            torch.nn.init.uniform_(p, 0.6, 1.6)
+        elif options.get("norm") == "none":
+            p.data *= 2.5
+    for name, buffer in net.named_buffers():
+        if name.endswith("running_var"):
+            torch.nn.init.uniform_(buffer, 0.2, 0.6)
+        elif name.endswith("running_mean"):
+            torch.nn.init.uniform_(buffer, -0.2, 0.2)
+    return net
+
+
+def run(net, images, labels, steps=None, seed=1):
+    """Voltages, gradients and buffers after one forward and backward pass through every step's output."""
+    net.zero_grad()
+    torch.manual_seed(seed)
+    with SpikeMeter(net, steps) as meter:
+        voltages = net.voltages(images, steps)
+    weights = torch.linspace(0.5, 1.5, len(voltages), dtype=voltages.dtype)
+    loss = F.cross_entropy(voltages[-1], labels) + (weights[:, None, None] * voltages.sin()).mean()
+    loss.backward()
+    gradients = {name: p.grad for name, p in net.named_parameters()}
+    return voltages.detach(), gradients, dict(net.named_buffers()), meter.spikes
+
+
+def assert_equal(plain, other, tolerance=1e-9):
+    """All that `run` returns, to `tolerance`; None where None."""
+    (v, grads, buffers, spikes), (v2, grads2, buffers2, spikes2) = plain, other
+    torch.testing.assert_close(v2, v, rtol=tolerance, atol=tolerance)
+    for name, grad in grads.items():
+        if grad is None:
+            assert grads2[name] is None, f"{name} has a gradient, the plain loop gives it none"
+        else:
+            assert grads2[name] is not None, f"{name} has no gradient"
+            torch.testing.assert_close(
+                grads2[name], grad, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+            )
+    for name, buffer in buffers.items():
+        torch.testing.assert_close(
+            buffers2[name], buffer, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    for name, counts in spikes.items():
+        assert torch.equal(spikes2[name], counts), f"{name} spikes differently"
+
+
+def assert_alive(net, result):
+    """Every layer spiked, and every weight has a gradient that is not zero."""
+    _, gradients, _, spikes = result
+    for layer in net.layers():
+        assert spikes[layer.name].sum() > 0, f"{layer.name} never spiked"
+        assert gradients[f"{layer.name}.weight"].abs().max() > 0, f"{layer.name} has no gradient"
+
+
+def compare(net, images, steps=None, save_memory=None, alive=True):
+    labels = torch.arange(len(images)) % 5
+    other = fused.attach(copy.deepcopy(net), save_memory)
+    plain = run(net, images, labels, steps)
+    if alive:
+        assert_alive(net, plain)
+    assert_equal(plain, run(other, images, labels, steps))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(
+    arch=st.sampled_from(["tiny", "tiny_global", "tiny_fc", "tiny_conv"]),
+    T=st.integers(6, 11),
+    batch=st.integers(2, 5),
+    img_size=st.integers(4, 11),
+    leak=st.floats(0.3, 1.0),
+    threshold=st.floats(0.5, 1.5),
+    norm=st.sampled_from(["bntt", "bn", "none"]),
+    spike_order=st.sampled_from(["integrate_first", "fire_first"]),
+    encoding=st.sampled_from(["poisson", "poisson_binary", "direct"]),
+    training=st.booleans(),
+    save_memory=st.sampled_from([None, 1, 4]),
+)
+@example("tiny", 6, 3, 9, 0.9, 1.0, "bntt", "fire_first", "poisson", True, 4)
+def test_equals_the_plain_loop(
+    arch, T, batch, img_size, leak, threshold, norm, spike_order, encoding, training, save_memory
+):
+    options = dict(norm=norm, spike_order=spike_order, encoding=encoding, threshold=threshold, leak_mem=leak)
+    net = make_net(arch, T, img_size, **options).train(training)
+    images = torch.randn(batch, 3, img_size, img_size, dtype=torch.float64) * 1.5
+    images = images.abs().clamp(max=1) if encoding == "poisson_binary" else images
+    # without BatchNorm a random net may fall silent; the whole VGGs below are all checked to be alive
+    compare(net, images, save_memory=save_memory, alive=norm == "bntt" and training)
+
+
+@pytest.mark.parametrize("spike_order", ["integrate_first", "fire_first"])
+@pytest.mark.parametrize(("arch", "img_size"), [("vgg9", 8), ("vgg11", 16)])
+def test_whole_vgg_equals_the_plain_loop(arch, img_size, spike_order):
+    net = make_net(arch, 12, img_size, spike_order=spike_order, threshold=0.8)
+    compare(net, torch.randn(2, 3, img_size, img_size, dtype=torch.float64) * 2)
+
+
+def test_first_steps_only():
+    compare(make_net(T=9), torch.randn(3, 3, 8, 8, dtype=torch.float64), steps=4)
+
+
+def test_a_thousand_steps():
+    net = make_net("tiny_fc", T=1000, img_size=1)
+    compare(net, torch.randn(3, 3, 1, 1, dtype=torch.float64) * 2, alive=True)
+
+
+def test_one_step():
+    compare(make_net("tiny_conv", T=1), torch.randn(2, 3, 8, 8, dtype=torch.float64) * 2)
+
+
+def test_late_gammas_of_fire_first_get_no_gradient():
+    net = fused.attach(make_net(T=8, spike_order="fire_first"))
+    gradients = run(net, torch.randn(3, 3, 8, 8, dtype=torch.float64) * 2, torch.arange(3))[1]
+    layers = len(net.layers())
+    for i, layer in enumerate(net.layers(), start=1):
+        name = "bntt_fc" if layer.name.startswith("fc") else f"bntt{i}"
+        has = [gradients[f"{name}.{t}.weight"] is not None for t in range(8)]
+        assert has == [t < 8 - (layers - i + 1) for t in range(8)], layer.name
+
+
+def test_no_grad_keeps_nothing_and_agrees():
+    net = make_net(T=6).eval()
+    other = fused.attach(copy.deepcopy(net))
+    images = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        expected = net.voltages(images)
+        torch.manual_seed(0)
+        voltages = other.voltages(images)
+    assert voltages.grad_fn is None
+    torch.testing.assert_close(voltages, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_inference_in_blocks_of_time_agrees(monkeypatch):
+    """Large batches run a few steps at a time: membranes are carried over, hooks see every step."""
+    net = make_net(T=7).eval()
+    other = fused.attach(copy.deepcopy(net))
+    monkeypatch.setattr(fused, "INFERENCE_BYTES", 3 * 2 * 64 * 8 * 8)  # three steps of the widest layer
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    results = []
+    for each in (net, other):
+        torch.manual_seed(0)
+        with torch.no_grad(), SpikeMeter(each) as meter:
+            results.append((each.voltages(images), meter.spikes))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-9, atol=1e-9)
+    for name, counts in results[0][1].items():
+        assert torch.equal(results[1][1][name], counts), name
+
+
+def test_save_memory_calls_hooks_once_a_step():
+    net = fused.attach(make_net(T=6), save_memory=2)
+    calls = []
+    net.lif_conv1.register_forward_hook(lambda *args: calls.append(1))
+    net(torch.randn(2, 3, 8, 8, dtype=torch.float64)).sum().backward()
+    assert len(calls) == 6
+
+
+def spikes_and_gradients(net, images, labels, dtype=None):
+    """All spikes of every layer as one flat tensor, and the gradient of every weight layer."""
+    seen, handles = [], []
+    for layer in net.layers():
+        handles.append(
+            layer.lif.register_forward_hook(lambda m, i, out, n=layer.name: seen.append((n, out[0].clone())))
+        )
+    torch.manual_seed(1)
+    net.zero_grad()
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        logits = net(images)
+    F.cross_entropy(logits, labels).backward()
+    for handle in handles:
+        handle.remove()
+    spikes = torch.cat([s.flatten() for name, s in sorted(seen, key=lambda pair: pair[0])]) > 0
+    return spikes, {layer.name: layer.synapse.weight.grad.flatten() for layer in net.layers()}
+
+
+@pytest.fixture(scope="module")
+def training_step():
+    """Spikes and gradients of one VGG9 step at 32x32: float32 (summed channels-last, as the engine's are) and bf16."""
+    torch.manual_seed(0)
+    net = SNN_VGG9_BNTT(10)
+    images, labels = torch.randn(3, 3, 32, 32), torch.tensor([1, 2, 3])
+    plain = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    other = fused.attach(copy.deepcopy(net))
+    images_last = images.contiguous(memory_format=torch.channels_last)
+    return {
+        "plain float32": spikes_and_gradients(plain, images_last, labels),
+        "plain bf16": spikes_and_gradients(net, images, labels, torch.bfloat16),
+        "fused float32": spikes_and_gradients(other, images, labels),
+        "fused bf16": spikes_and_gradients(other, images, labels, torch.bfloat16),
+    }
+
+
+def flipped(one, two):
+    """Share of the spikes that differ."""
+    return (one[0] != two[0]).float().mean().item()
+
+
+def test_float32_training_step_flips_hardly_a_spike(training_step):
+    """The net is chaotic: an order of summation is enough to flip spikes, so both sum in the same order here."""
+    plain, other = training_step["plain float32"], training_step["fused float32"]
+    assert plain[0].float().mean() > 0.1
+    assert flipped(plain, other) <= 1e-4
+    for name, gradient in plain[1].items():
+        assert F.cosine_similarity(gradient, other[1][name], dim=0) > 0.999, name
+
+
+def test_bf16_training_step_is_as_near_to_float32_as_the_plain_loop_is(training_step):
+    reference = training_step["plain float32"]
+    distance = {engine: flipped(reference, training_step[f"{engine} bf16"]) for engine in ("plain", "fused")}
+    assert 0 < distance["fused"] <= 1.1 * distance["plain"]
+
+
+def test_trained_fused_loads_into_plain():
+    net = fused.attach(make_net(dtype=torch.float32))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    F.cross_entropy(net(torch.randn(4, 3, 8, 8)), torch.arange(4)).backward()
+    optimizer.step()
+    plain = SpikingVGG("tiny", 4, img_size=8, num_cls=5)
+    plain.load_state_dict(net.state_dict())
+    assert list(plain.state_dict()) == list(net.state_dict())
+
+
+def test_attach_keeps_parameters_and_detach_restores_the_class():
+    net = make_net()
+    before = [id(p) for p in net.parameters()]
+    assert [id(p) for p in fused.attach(net).parameters()] == before
+    assert isinstance(net, SpikingVGG)
+    assert type(fused.detach(net)) is SpikingVGG
+    assert type(fused.detach(net)) is SpikingVGG
+
+
+def test_attached_net_can_be_copied():
+    net = fused.attach(make_net())
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    outputs = []
+    for each in (net, copy.deepcopy(net)):
+        torch.manual_seed(0)
+        outputs.append(each.eval()(images))
+    assert torch.equal(*outputs)
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    results, threads = [], torch.get_num_threads()
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        passes, shape = fused.CpuPasses(), fused.Shape(4, 4, 8, 8, 20, 2, False, 0.9, 1.0)
+        torch.manual_seed(0)
+        x, a, grad = torch.randn(shape.full), torch.rand(4, 20) + 0.5, torch.randn(shape.pooled)
+        results.append(
+            passes.lif_backward(x, shape, a, a, a, None, grad, None, False, True) + passes.statistics(x, shape)
+        )
+    torch.set_num_threads(threads)
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
+def test_images_that_want_a_gradient_take_the_plain_loop():
+    net = fused.attach(make_net(encoding="direct"))
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    net(images).sum().backward()
+    assert images.grad.abs().max() > 0
+
+
+def test_second_backward_pass_is_refused():
+    loss = fused.attach(make_net())(torch.randn(2, 3, 8, 8, dtype=torch.float64)).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="only once"):
+        loss.backward()
+
+
+def test_weights_changed_before_the_backward_pass_are_noticed():
+    net = fused.attach(make_net())
+    loss = net(torch.randn(2, 3, 8, 8, dtype=torch.float64)).sum()
+    with torch.no_grad():
+        net.conv1.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_frozen_batch_norm_uses_its_running_statistics():
+    net = make_net(T=3)
+    for layer in net.layers():
+        layer.norm.eval()
+    compare(net, torch.randn(2, 3, 8, 8, dtype=torch.float64) * 2, alive=False)
+
+
+class OwnNorm(model.NoNorm):
+    """A normalisation that the fused engine has never heard of."""
+
+
+def test_unknown_part_is_named():
+    net = make_net(norm=OwnNorm)
+    with pytest.raises(fused.Unsupported, match="OwnNorm"):
+        fused.attach(net)
+
+
+def test_missing_compiler_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(fused.shutil, "which", lambda name: None)
+    with pytest.raises(fused.Unsupported, match="C\\+\\+ compiler"):
+        fused.CpuPasses()
+
+
+def test_failed_build_is_named_and_leaves_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = tmp_path / "broken.cpp"
+    source.write_text("int main( { return 0; }")
+    with pytest.raises(fused.Unsupported, match="could not be compiled"):
+        fused._compiled(source)
+    assert list((tmp_path / "bntt").iterdir()) == []
+
+
+def test_build_is_cached_per_processor(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = tmp_path / "tiny.cpp"
+    source.write_text('extern "C" int answer() { return 42; }')
+    first = fused._compiled(source)
+    stamp = first.stat().st_mtime_ns
+    assert fused._compiled(source) == first
+    assert first.stat().st_mtime_ns == stamp
+    monkeypatch.setattr(fused, "_processor", lambda: "another processor")
+    assert fused._compiled(source) != first
+
+
+def test_engine_builds_here():
+    """On the project's own CI a fallback to the plain loop is a failure."""
+    assert fused.why_not(make_net()) is None
+
+
+def test_pickle_of_a_detached_net_works():
+    assert type(pickle.loads(pickle.dumps(fused.detach(fused.attach(make_net()))))) is SpikingVGG
