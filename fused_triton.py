@@ -35,9 +35,10 @@ def _statistics(x, partial, N, C, ROWS: tl.constexpr, R: tl.constexpr, BC: tl.co
     x += tl.cast(t, tl.int64) * N * C
     pivot = tl.load(x + c, mask=c < C, other=0.0).to(acc)[None, :]
     s1, s2 = tl.zeros([R, BC], acc), tl.zeros([R, BC], acc)
-    for n0 in tl.range(piece * ROWS, tl.minimum(piece * ROWS + ROWS, N), R, num_stages=STAGES):
+    end = tl.minimum(piece * ROWS + ROWS, N)
+    for n0 in tl.range(piece * ROWS, end, R, num_stages=STAGES):
         n = n0 + tl.arange(0, R)
-        inside = (n < N)[:, None] & (c < C)[None, :]
+        inside = (n < end)[:, None] & (c < C)[None, :]
         v = tl.load(x + n[:, None] * C + c[None, :], mask=inside, other=0.0).to(acc) - pivot
         v = tl.where(inside, v, 0.0)
         s1 += v
@@ -101,7 +102,7 @@ def _lif_forward(
     for t in tl.range(T, num_stages=STAGES):
         v = tl.load(x + t * full + inputs, mask=inside, other=0.0).to(m.dtype)
         _, count, m = _step(m, _vector(a, t, c, C) * v + _vector(b, t, c, C), LEAK, THETA, FIRE_FIRST)
-        if POOL > 1:  # the pixels that only fill up Q hold no current and are not counted
+        if POOL > 1:  # what only fills up Q sees b and may fire: not counted
             count = tl.sum(tl.where(inside, count, 0.0), 1)[:, None, :] + tl.zeros_like(count)
         share = count * (1.0 / (POOL * POOL))
         tl.store(spikes + t * pooled + outputs, share.to(spikes.dtype.element_ty), mask=writes)
@@ -287,7 +288,7 @@ class TritonPasses:
         """(R, BC): how many windows of so many pixels, and how many channels, make a tile."""
         if shape.N * shape.C >= 2**31:
             raise ValueError(f"a layer of {shape.N * shape.C:,} neurons is too large for one batch: use a smaller one")
-        most = max(16, self.tile // pixels)
+        most = max(8, self.tile // pixels)
         BC = min(self.channels, most, triton.next_power_of_2(shape.C))
         return max(1, self.tile // (pixels * BC)), BC
 

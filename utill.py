@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -285,12 +286,13 @@ def load_checkpoint(path):
     Returns a dict with at least `state_dict`; UserError if the file is anything else.
     """
     try:
-        with torch.serialization.safe_globals(_numpy_scalar_globals()):
+        with torch.serialization.safe_globals(_numpy_scalar_globals()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: what follows says it in one sentence
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {reason_of(error)}") from None
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        if "GLOBAL" in str(error):
             raise UserError(f"{path} was refused: it holds more than tensors and plain values, perhaps code") from None
         raise UserError(f"{path} is not a checkpoint") from None
     except Exception:  # a damaged file can fail anywhere inside the unpickler

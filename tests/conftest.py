@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)
 
-TINY = "--img_size 8 --num_steps 3 --batch_size 16 --num_workers 0 --device cpu".split()
+TINY = "--img_size 8 --num_steps 3 --batch_size 16 --num_workers 0 --device cpu"
 
 
 class Outcome(NamedTuple):
@@ -33,20 +33,25 @@ class Outcome(NamedTuple):
         return json.loads(self.out[-1])
 
 
+def words(argv):
+    """Texts are split at spaces, all else (a path, a number) is one word."""
+    return [word for part in argv for word in (part.split() if isinstance(part, str) else [str(part)])]
+
+
 def call(main, *argv):
-    """Run the `main` of a script in this process."""
+    """Run the `main` of a script in this process, on `words(argv)`."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = main([str(word) for word in argv])
+            code = main(words(argv))
         except SystemExit as stop:
             code = stop.code
     return Outcome(code, out.getvalue().splitlines(), err.getvalue().splitlines())
 
 
 def spawn(script, *argv, cwd):
-    """Run a script as its user does, from the folder `cwd`."""
-    command = [sys.executable, ROOT / script, *map(str, argv)]
+    """Run a script as its user does, from the folder `cwd`, on `words(argv)`."""
+    command = [sys.executable, ROOT / script, *words(argv)]
     done = subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -69,7 +74,7 @@ def trained(tmp_path_factory):
     import train
 
     run_dir = tmp_path_factory.mktemp("trained") / "run"
-    sizes = "--dataset digits --limit_train 256 --limit_test 100 --num_epochs 3 --lr 0.1 --test_display_freq 1"
-    outcome = call(train.main, *TINY, *sizes.split(), "--run_dir", run_dir)
+    sizes = "--dataset digits --limit_train 128 --limit_test 100 --num_epochs 3 --lr 0.02 --test_display_freq 1"
+    outcome = call(train.main, TINY, sizes, "--run_dir", run_dir)
     assert outcome.code == 0, outcome.err
     return Trained(run_dir, outcome)

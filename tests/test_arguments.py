@@ -59,7 +59,7 @@ def test_what_a_published_command_leaves_out_is_as_in_the_authors_code(command):
 
 
 def test_the_authors_other_flags_are_there():
-    args = train.parse_args("--seed 3 --train_display_freq 1 --test_display_freq 2".split())
+    args = train.parse_args(["--seed", "3", "--train_display_freq", "1", "--test_display_freq", "2"])
     assert (args.seed, args.train_display_freq, args.test_display_freq) == (3, 1, 2)
 
 
@@ -77,7 +77,8 @@ def test_every_config_parses_to_what_it_holds(path):
     ("name", "command"), [("cifar10_vgg9", PUBLISHED_CIFAR10), ("cifar100_vgg11", PUBLISHED_CIFAR100)]
 )
 def test_the_config_as_published_is_the_published_command(name, command):
-    by_config, by_command = vars(train.parse_args(["--config", str(CONFIGS / f"{name}.yaml")])), vars(published(command))
+    by_config = vars(train.parse_args(["--config", str(CONFIGS / f"{name}.yaml")]))
+    by_command = vars(published(command))
     differing = {key for key in by_config if by_config[key] != by_command[key]}
     assert differing <= {"config", "norm_stats"}  # the authors' code normalises both sets alike, without a flag
 

@@ -22,7 +22,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 EPSILON = {torch.float64: 2**-52, torch.float32: 2**-23, torch.bfloat16: 2**-8, torch.float16: 2**-11}
-HALVES = (torch.bfloat16, torch.float16)
+OLD_INTERPRETER = "InterpreterError: TypeError('only 0-dimensional arrays can be converted to Python scalars')"
 ORDERS = (False, True)  # fire_first
 
 
@@ -50,7 +50,7 @@ def passes(**sizes):
     from fused import CpuPasses
     from fused_triton import TritonPasses
 
-    return CpuPasses(), TritonPasses(**(dict(tile=64, channels=8, rows=24, chunk=4, programs=6) | sizes))
+    return CpuPasses(), TritonPasses(**(dict(tile=128, channels=8, rows=24, chunk=3, programs=4) | sizes))
 
 
 def on_cpu(tensors):
@@ -68,77 +68,72 @@ def same(ours, theirs, dtype, ulps=2, what=""):
     assert error <= ulps * EPSILON[dtype], f"{what}: relative error {error:.1e} in {dtype}"
 
 
-def check_lif(device, dtype=torch.float32, state=True, sums=True, keep=True, sizes=None, **kind):
-    """Forward and backward of one block of time. state: membranes and carries in and out."""
+def check_lif(device, dtype=torch.float32, state=True, start=True, sums=True, keep=True, sizes=None, **kind):
+    """Forward and backward over one block of time. state: membranes and carries go in (if start) and out."""
     shape, (theirs, ours) = layer(**kind), passes(**(sizes or {}))
+    start, wide = start and state, torch.promote_types(dtype, torch.float32)
     x, grad, a, b, centre, membrane, carry = draw(shape, dtype, device)
-    membrane, carry = (membrane, carry) if state else (None, None)
+    cx, cgrad, ca, cb, ccentre, cmembrane, ccarry = on_cpu([x, grad, a, b, centre, membrane, carry])
+    if not state:
+        membrane = cmembrane = carry = ccarry = None
+    before, cbefore = (membrane.clone(), cmembrane.clone()) if start else (None, None)
     packed = torch.full(shape.pooled, 99, dtype=torch.uint8, device=device) if keep else None
-    arguments = [x, a, b, membrane, packed]
-    cx, ca, cb, cmembrane, cpacked = on_cpu(arguments)
-    spikes = ours.lif_forward(x, shape, a, b, None if membrane is None else membrane.clone(), state, packed)
-    expected = theirs.lif_forward(cx, shape, ca, cb, None if cmembrane is None else cmembrane.clone(), state, cpacked)
+    cpacked = torch.zeros(shape.pooled, dtype=torch.uint8) if keep else None
+
+    spikes = ours.lif_forward(x, shape, a, b, membrane, start, packed)
+    expected = theirs.lif_forward(cx, shape, ca, cb, cmembrane, start, cpacked)
     assert spikes.dtype == dtype
-    if not (shape.fire_first and shape.T == 1 and not state):  # at rest nothing fires yet
-        assert 0.02 < expected.double().mean() < 0.98
     assert torch.equal(spikes.cpu().float(), expected.to(dtype).float())
     assert packed is None or torch.equal(packed.cpu(), cpacked)
     if state:
-        for start in (False, True):  # a membrane is always written, and read only if asked
-            m, cm = membrane.clone(), cmembrane.clone()
-            ours.lif_forward(x, shape, a, b, m, start, None)
-            theirs.lif_forward(cx, shape, ca, cb, cm, start, None)
-            same(m, cm, _wide(dtype), 16, f"membrane, start={start}")
+        same(membrane, cmembrane, wide, 16, "membrane")
 
-    for start in (False, True) if state else (False,):
-        k, ck = (None, None) if carry is None else (carry.clone(), carry.clone().cpu())
-        got = ours.lif_backward(x, shape, a, b, centre, membrane, grad, k, start, sums)
-        cgrad, ccentre = on_cpu([grad, centre])
-        want = theirs.lif_backward(cx, shape, ca, cb, ccentre, cmembrane, cgrad, ck, start, sums)
-        assert got[0].dtype == dtype
-        if shape.fire_first and shape.T == 1 and not start:  # a current reaches the output one step later
-            assert not got[0].any()
-            continue
-        fine = torch.float16 if dtype in HALVES else dtype  # h is kept in float16 then
-        same(got[0], want[0], dtype, 2 if dtype in HALVES else 16, "delta")
-        if k is not None:
-            same(k, ck, fine, 4 if dtype in HALVES else 16, "carry")
-        for name, s, cs in zip(("S1", "S2"), got[1:], want[1:], strict=True):
-            assert (s is None) == (cs is None) == (not sums)
-            if sums:
-                assert s.dtype == torch.float64
-                same(s, cs, fine, 4 if dtype in HALVES else 64, name)
-
-
-def _wide(dtype):
-    return torch.promote_types(dtype, torch.float32)
+    delta, *s = ours.lif_backward(x, shape, a, b, centre, before, grad, carry, start, sums)
+    cdelta, *cs = theirs.lif_backward(cx, shape, ca, cb, ccentre, cbefore, cgrad, ccarry, start, sums)
+    assert delta.dtype == dtype
+    if shape.fire_first and shape.T == 1 and not start:  # at rest nothing fires, and a current acts a step late
+        assert not expected.any()
+        assert not delta.any()
+        return
+    assert 0.02 < expected.double().mean() < 0.98
+    half = dtype in (torch.bfloat16, torch.float16)
+    fine = torch.float16 if half else dtype  # how h is kept between the two scans
+    same(delta, cdelta, dtype, 2 if half else 16, "delta")
+    if state:
+        same(carry, ccarry, fine, 4 if half else 16, "carry")
+    for name, ours_, theirs_ in zip(("S1", "S2"), s, cs, strict=True):
+        assert (ours_ is None) == (theirs_ is None) == (not sums)
+        if sums:
+            assert ours_.dtype == torch.float64
+            same(ours_, theirs_, fine, 4 if half else 64, name)
 
 
 def check_lif_pools(device):
     for fire_first in ORDERS:
-        for pool, H, W in ((1, 3, 5), (2, 4, 4), (2, 5, 7), (3, 7, 5), (3, 2, 9), (4, 4, 4)):
-            if pool <= H:
-                check_lif(device, T=2, H=H, W=W, pool=pool, fire_first=fire_first)
+        for pool, H, W in ((1, 3, 5), (2, 4, 4), (2, 5, 3), (3, 7, 5), (3, 3, 4), (4, 4, 4)):
+            check_lif(device, T=2, H=H, W=W, pool=pool, fire_first=fire_first)
+        # Nine pixels in a tile of sixteen: at a low threshold the other seven would fire too.
+        check_lif(device, T=3, H=3, W=3, pool=3, fire_first=fire_first, threshold=0.3)
 
 
 def check_lif_steps(device):
     for fire_first in ORDERS:
-        for T in (1, 2, 7, 9):  # chunks of 4
-            check_lif(device, T=T, H=3, W=4, pool=2, fire_first=fire_first)
-            check_lif(device, T=T, H=3, W=4, pool=2, fire_first=fire_first, state=False)
+        for T in (1, 2, 7):  # chunks of 3
+            for state, start in ((False, False), (True, False), (True, True)):
+                check_lif(device, T=T, H=2, W=3, pool=2, fire_first=fire_first, state=state, start=start)
 
 
 def check_lif_dtypes(device):
     for dtype in EPSILON:
         for pool in (1, 2):
-            check_lif(device, dtype, T=7, H=3, W=4, pool=pool)
+            check_lif(device, dtype, T=4, H=3, W=4, pool=pool)
 
 
 def check_lif_options(device):
     for fire_first in ORDERS:
         check_lif(device, T=3, H=2, W=2, sums=False, keep=False, fire_first=fire_first)
         check_lif(device, T=3, H=2, W=2, state=False, sums=False, fire_first=fire_first)
-        check_lif(device, T=3, H=2, W=2, C=1, B=1, leak=1.0, threshold=0.5, fire_first=fire_first)
+        check_lif(device, T=3, H=5, W=5, C=1, B=1, leak=1.0, threshold=0.5, fire_first=fire_first)
 
 
 def check_lif_default_sizes(device):
@@ -157,7 +152,7 @@ def check_statistics(device):
             x = (draw(shape, dtype, device)[0].float() + 100).to(dtype)  # a mean that would cancel
             for got, want in zip(ours.statistics(x, shape), CpuPasses().statistics(*on_cpu([x]), shape), strict=True):
                 assert got.dtype == torch.float64
-                same(got, want, _wide(dtype), 64, "statistics")
+                same(got, want, torch.promote_types(dtype, torch.float32), 64, "statistics")
 
 
 def check_affine_and_unpack(device):
@@ -189,32 +184,90 @@ def check_net(device):
     """Voltages, gradients and running statistics of a net with these passes and of its plain time loop."""
     import fused
     from fused_triton import TritonPasses
-    from model import SNN_VGG9_BNTT
+    from model import ARCHS, SpikingVGG
 
-    fused._backend = lambda device_type: TritonPasses(tile=4096, rows=4096, chunk=2)
-    for options in (dict(), dict(spike_order="fire_first", norm="bn", save_memory=2)):
-        save_memory = options.pop("save_memory", None)
+    fused._backend = lambda device_type: TritonPasses(tile=8192, chunk=2)
+    ARCHS["tiny"] = (8, "A", 16, 16, "G"), (24,)
+    late = dict(spike_order="fire_first", norm="bn", encoding="direct")
+    for dtype, tolerance, save_memory, options in (
+        (torch.float32, 1e-4, None, {}),
+        (torch.float64, 1e-9, 2, {}),
+        (torch.float64, 1e-9, 3, late),
+    ):
         results = []
         for engine in ("plain", "fused"):
             torch.manual_seed(3)
-            net = SNN_VGG9_BNTT(9 if "norm" in options else 3, img_size=8, **options).to(device)
-            images, labels = torch.randn(2, 3, 8, 8).to(device), torch.tensor([1, 7], device=device)
+            net = SpikingVGG("tiny", 5, img_size=9, threshold=0.5, **options).to(device, dtype)
+            images = torch.randn(3, 3, 9, 9).to(device, dtype)
+            labels = torch.tensor([1, 7, 4], device=device)
             net = fused.attach(net, save_memory) if engine == "fused" else net
             torch.manual_seed(4)
             voltages = net.voltages(images)
-            torch.nn.functional.cross_entropy(voltages[-1] / len(voltages), labels).backward()
+            torch.nn.functional.cross_entropy(voltages[-1] / 5, labels).backward()
             gradients = {name: p.grad for name, p in net.named_parameters()}
             results.append((voltages.detach(), gradients, dict(net.named_buffers())))
         plain, ours = results
-        assert plain[0].abs().max() > 0
-        torch.testing.assert_close(ours[0], plain[0], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(ours[2], plain[2], rtol=1e-4, atol=1e-5)
+        assert plain[0].abs().max() > 1
+        assert all(layer.synapse.weight.grad.any() for layer in net.layers())
+        torch.testing.assert_close(ours[0], plain[0], rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(ours[2], plain[2], rtol=tolerance, atol=tolerance)
         for name, grad in plain[1].items():
             assert (grad is None) == (ours[1][name] is None), name
             if grad is not None and grad.any():
-                cosine = torch.nn.functional.cosine_similarity(grad.flatten(), ours[1][name].flatten(), 0)
-                assert cosine > 0.9999, f"{name}: cosine {cosine:.6f}"
-        assert sum(g is not None and bool(g.any()) for g in plain[1].values()) > 9
+                error = (ours[1][name] - grad).abs().max() / grad.abs().max()
+                assert error < 10 * tolerance, f"gradient of {name}: {error:.1e}"
+
+
+def compile_all(device):
+    """Every kernel in the forms that the passes ask for goes through Triton's compiler and ptxas for an H100."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    import fused_triton
+
+    types = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    types |= {torch.uint8: "u8"}
+    compiled = set()
+
+    def compile_instead(kernel, grid, *arguments, **constants):
+        named = dict(zip(kernel.arg_names, arguments, strict=False))
+        # As a real launch does: None and 1 are compiled in, and what 16 divides is marked.
+        constants |= {name: v for name, v in named.items() if v is None or (isinstance(v, int) and v == 1)}
+        kinds = {k: f"*{types[v.dtype]}" if isinstance(v, torch.Tensor) else "i32" for k, v in named.items()}
+        kinds |= dict.fromkeys(constants, "constexpr")
+        signature = {name: kinds[name] for name in kernel.arg_names}
+        by_16 = [k for k, v in named.items() if k not in constants and (isinstance(v, torch.Tensor) or v % 16 == 0)]
+        if (key := str((kernel.__name__, signature, constants, by_16))) in compiled:
+            return
+        compiled.add(key)
+        place = kernel.arg_names.index
+        source = ASTSource(
+            kernel, signature,
+            {(place(name),): v for name, v in constants.items()},
+            {(place(name),): [["tt.divisibility", 16]] for name in by_16},
+        )  # fmt: skip
+        binary = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+        assert binary.asm["cubin"]
+        assert binary.metadata.shared <= 227 * 1024  # what one program may have
+
+    fused_triton._launch = compile_instead
+    passes = fused_triton.TritonPasses()
+    for dtype, kind in (
+        (torch.bfloat16, dict(T=25, B=8, H=8, W=8, C=64, pool=2)),
+        (torch.float32, dict(T=1, B=1, H=1, W=1, C=1)),
+        (torch.float64, dict(T=2, H=16, W=16, C=72, pool=16, fire_first=True)),
+    ):
+        shape = layer(**kind)
+        x, grad, a, b, centre, membrane, carry = draw(shape, dtype, "cpu")
+        passes.statistics(x, shape)
+        passes.lif_forward(x, shape, a, b, None, False, torch.empty(shape.pooled, dtype=torch.uint8))
+        passes.lif_forward(x, shape, a, b, membrane, True, None)
+        passes.lif_backward(x, shape, a, b, centre, None, grad, None, False, True)
+        passes.lif_backward(x, shape, a, b, centre, membrane, grad, carry, True, False)
+        passes.affine(x.clone(), x, shape, a, b, centre)
+        passes.unpack(torch.empty(shape.pooled, dtype=torch.uint8), 0.25, dtype)
+    assert len(compiled) == 21
 
 
 CHECKS = [name for name in dir() if name.startswith("check_") and name != "check_lif"]
@@ -223,23 +276,36 @@ CHECKS = [name for name in dir() if name.startswith("check_") and name != "check
 # ---- pytest's side -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["cpu", "cuda"])
-def results(request):
-    """{check: "passed" or the traceback}, from one process for all checks."""
+def run(device, *checks):
+    """{check: "passed" or the traceback} of the checks, from one process of their own."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
+    environment = os.environ | dict(OMP_NUM_THREADS="1", TRITON_INTERPRET="1" if device == "cpu" else "0")
+    command = [sys.executable, __file__, device, *checks]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module", params=["cpu", "cuda"])
+def results(request):
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
-    environment = os.environ | dict(OMP_NUM_THREADS="1", TRITON_INTERPRET="1" if request.param == "cpu" else "0")
-    command = [sys.executable, __file__, request.param]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert run.stdout, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    return run(request.param)
 
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_passes(check, results):
+    if results[check].startswith("skipped"):
+        pytest.skip(results[check])
     assert results[check] == "passed", results[check]
+
+
+def test_kernels_compile_for_a_gpu():
+    if sys.platform != "linux":
+        pytest.skip("Triton brings its compiler on Linux only")
+    (result,) = run("compiler", "compile_all").values()
+    assert result == "passed", result
 
 
 # ---- The script --------------------------------------------------------------------------------------
@@ -255,8 +321,7 @@ def round_bfloat16_properly():
     def convert(data, source, target, rounding):
         if (source, target) != (tl.float32, tl.bfloat16):
             return original(data, source, target, rounding)
-        rounded = torch.from_numpy(data.copy()).to(torch.bfloat16)
-        return rounded.view(torch.int16).numpy().view("uint16")
+        return torch.from_numpy(data.copy()).to(torch.bfloat16).view(torch.int16).numpy().view("uint16")
 
     interpreter._convert_float = convert
 
@@ -264,6 +329,7 @@ def round_bfloat16_properly():
 def main(device, *names):
     sys.path.insert(0, str(ROOT))
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
     if device == "cpu":
         round_bfloat16_properly()
     outcomes = {}
@@ -273,6 +339,8 @@ def main(device, *names):
             outcomes[name] = "passed"
         except Exception:  # noqa: BLE001 - reported by the test that asked
             outcomes[name] = traceback.format_exc()
+            if OLD_INTERPRETER in outcomes[name]:
+                outcomes[name] = "skipped: the interpreter of this old Triton needs numpy<2.4"
         print(f"{name}: {outcomes[name]}", file=sys.stderr, flush=True)
     print(json.dumps(outcomes))
 

@@ -340,10 +340,10 @@ class Code:
         return os.mkdir, ("it-ran",)
 
 
-@pytest.mark.parametrize("make", [lambda path, x: torch.save(x, path), lambda path, x: path.write_bytes(pickle.dumps(x))])
+@pytest.mark.parametrize("make", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
 def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path, monkeypatch, make):
     monkeypatch.chdir(tmp_path)
-    make(tmp_path / "evil.pth.tar", {"state_dict": Code()})
+    make({"state_dict": Code()}, tmp_path / "evil.pth.tar")
     with pytest.raises(UserError, match=r"evil.pth.tar (was refused: it holds more than|is not a)"):
         utill.load_checkpoint(tmp_path / "evil.pth.tar")
     assert not Path("it-ran").exists()
