@@ -33,7 +33,7 @@ def make_net(arch="tiny", T=4, img_size=8, dtype=torch.float64, **options):
     """A net whose gammas differ and whose weights are large enough that every layer spikes."""
     torch.manual_seed(0)
     net = SpikingVGG(arch, T, img_size=img_size, num_cls=5, **options).to(dtype)
-    for name, p in net.named_parameters():
+    for p in net.parameters():
         if p.ndim == 1:
             torch.nn.init.uniform_(p, 0.6, 1.6)
         elif options.get("norm") == "none":
