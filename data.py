@@ -82,7 +82,7 @@ def cifar(dataset, args, train_too):
 
     dataset: torchvision's class. Raises UserError if a file is damaged or cannot be downloaded.
     """
-    root = Path(args.data_dir)
+    root, new = Path(args.data_dir), not Path(args.data_dir).exists()
     folder, archive = root / dataset.base_folder, root / dataset.filename
     if archive.exists() and not folder.exists() and not check_integrity(archive, dataset.tgz_md5):
         raise UserError(f"{archive} is incomplete or damaged: remove it and fetch {dataset.url} again")
@@ -96,6 +96,9 @@ def cifar(dataset, args, train_too):
                     dataset(aside, download=True)
                 os.replace(Path(aside) / dataset.base_folder, folder)
     except (OSError, RuntimeError) as error:
+        if new:
+            with suppress(OSError):
+                root.rmdir()
         raise UserError(
             f"cannot download {dataset.__name__} ({error}): fetch {dataset.url} on a machine with internet "
             f"and put {dataset.filename}, or the folder {dataset.base_folder} inside it, into {root}"
@@ -297,6 +300,8 @@ def write_cache(path, record, paths, size, may_resize):
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
+        with suppress(OSError):  # succeeds only on an empty folder: nothing is left of a failed first run
+            path.parent.rmdir()
 
 
 def pixel_counts(images):
@@ -366,11 +371,14 @@ class BatchMaker:
 
     def __getitem__(self, key):
         epoch, indices = key
-        images = self.split.images[indices]
+        device = self.split.images.device
+        here = torch.as_tensor(indices, device=device)
+        images = self.split.images[here]
         if self.augment:
             draws = epoch_draws(self.seed, epoch, len(self.split.labels))
-            images = augment_batch(images, draws.dy[indices], draws.dx[indices], draws.flip[indices])
-        return normalize(images, self.mean, self.std), self.split.labels[indices]
+            dy, dx, flip = (draw[indices].to(device) for draw in (draws.dy, draws.dx, draws.flip))
+            images = augment_batch(images, dy, dx, flip)
+        return normalize(images, self.mean, self.std), self.split.labels[here]
 
 
 class BatchKeys:
@@ -409,6 +417,15 @@ class Loader:
     def set_epoch(self, epoch, start_batch=0):
         """Choose the epoch to iterate over; start_batch skips the batches a resumed run has seen."""
         self.keys.epoch, self.keys.start_batch = epoch, start_batch
+
+    def to(self, device):
+        """Keep the images on `device` and make batches there, in this process; UserError if they do not fit."""
+        split, self.num_workers = self.maker.split, 0
+        try:
+            self.maker.split = Split(split.images.to(device), split.labels.to(device))
+        except torch.OutOfMemoryError:
+            raise UserError(f"the data set does not fit on {device}: do without --data_on_device") from None
+        return self
 
     def __len__(self):
         return len(self.keys)

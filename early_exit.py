@@ -97,6 +97,8 @@ def parse_args(argv=None):
         raise UserError(f"--figure {args.figure}: the name must end in one of {' '.join(suffixes)}")
     if args.figure and not Path(args.figure).parent.is_dir():
         raise UserError(f"--figure {args.figure}: there is no such folder")
+    if args.figure and Path(args.figure).with_suffix(".json").name in utill.RUN_FILES:
+        raise UserError(f"--figure {args.figure}: its .json would replace one of a run: choose another name")
     return args, checkpoint
 
 
@@ -113,9 +115,9 @@ def main(argv=None):
     gammas, T = net.gammas(), args.num_steps
     mean_gamma = torch.stack([gamma.mean(1) for gamma in gammas.values()]).double()
     step = exit_step(mean_gamma, args.gamma_threshold)
-    print("mean gamma      t=1" + "".join(f"{t:7}" for t in range(2, T + 1)))
+    print("mean gamma" + "".join(f"{f't={t}':>7}" for t in range(1, T + 1)))
     for name, row in zip(gammas, mean_gamma.tolist(), strict=True):
-        print(f"{name:>10} " + "".join(f"{x:8.4f}"[:8] if t == 0 else f"{x:7.3f}" for t, x in enumerate(row)))
+        print(f"{name:>10}" + "".join(f"{x:7.3f}" for x in row))
     if step < T:
         print(f"exit at step {step} of {T}: afterwards every layer's mean gamma is below {args.gamma_threshold:g}")
     else:

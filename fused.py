@@ -51,6 +51,7 @@ import torch.nn.functional as F
 
 from model import BNTT, ENCODERS, LIF, SURROGATE_ALPHA, NoNorm, SharedBN
 
+MAX_POOL = 15  # packed spikes count those of a window in one byte
 INFERENCE_BYTES = 2**29  # of one layer's outputs over the time-steps run at once, without gradients
 
 
@@ -66,6 +67,7 @@ def attach(net, save_memory=None):
 
     save_memory: None, or the time-steps of one block: memory then grows with the block instead of
     T, for one more forward pass. `detach(net)` undoes it; parameters and buffers stay the same objects.
+    Of forward hooks, those of the encoder and of the LIF modules are called (once a step, as ever).
     """
     reason = why_not(net)
     if reason:
@@ -98,13 +100,31 @@ def why_not(net):
             return f"the fused engine does not know the normalisation {type(layer.norm).__name__}"
         if type(layer.lif) is not LIF:
             return f"the fused engine does not know the neuron {type(layer.lif).__name__}"
-        pool = layer.pool
-        known = isinstance(pool, nn.Identity) or (isinstance(pool, nn.AvgPool2d) and pool.stride == pool.kernel_size)
-        if not known and not isinstance(pool, nn.AdaptiveAvgPool2d):
-            return f"the fused engine does not know the pooling {pool}"
-        if layer.synapse.bias is not None:
-            return "the fused engine does not know weight layers with a bias"
+        if not _knows_pool(layer.pool):
+            return f"the fused engine does not know the pooling {layer.pool}"
+        if not _knows_synapse(layer.synapse):
+            return f"the fused engine does not know the weight layer {layer.synapse}"
+    side = max((shape.pool for shape in _shapes(net, 1, 1)), default=1)
+    if side > MAX_POOL:
+        return f"the fused engine pools windows of up to {MAX_POOL}x{MAX_POOL}, this net has {side}x{side}"
     return None
+
+
+def _knows_pool(pool):
+    if isinstance(pool, nn.AvgPool2d):
+        plain = pool.padding == 0 and not pool.ceil_mode and pool.divisor_override is None
+        return isinstance(pool.kernel_size, int) and pool.stride == pool.kernel_size and plain
+    if isinstance(pool, nn.AdaptiveAvgPool2d):
+        return pool.output_size in (1, (1, 1))
+    return isinstance(pool, nn.Identity)
+
+
+def _knows_synapse(synapse):
+    if isinstance(synapse, nn.Conv2d):
+        same = all(2 * pad == kernel - 1 for pad, kernel in zip(synapse.padding, synapse.kernel_size, strict=True))
+        simple = synapse.stride == synapse.dilation == (1, 1) and synapse.groups == 1
+        return same and simple and synapse.padding_mode == "zeros" and synapse.bias is None
+    return isinstance(synapse, nn.Linear) and synapse.bias is None
 
 
 class FusedNet:
@@ -115,6 +135,8 @@ class FusedNet:
         if images.requires_grad:  # towards the images, as attacks want it: the plain loop knows how
             return super().voltages(images, steps)
         run = _Run(self, images, steps)
+        if run.dtype not in run.passes.dtypes:
+            return super().voltages(images, steps)
         spikes = torch.stack([self.encoder(images, t) for t in range(steps)])
         gammas = [run.gamma(layer) for layer in run.layers]
         weights = [layer.synapse.weight for layer in run.layers] + [self.readout.weight]
@@ -124,6 +146,42 @@ class FusedNet:
 @functools.cache
 def _fused_class(cls):
     return type(f"Fused{cls.__name__}", (FusedNet, cls), {})
+
+
+class GraphedStep:
+    """A training step as one CUDA graph: thousands of kernel launches become one.
+
+    step(images, labels) -> tuple of tensors; it may ask nothing of the GPU, must drop the gradients
+    (zero_grad(set_to_none=True)) and update the weights itself. The first `warm` batches, and batches of
+    another shape, run as they are: they compile kernels and create the optimizer's state. The returned
+    tensors are overwritten by the next call. Poisson draws go on from the default generator as without.
+    """
+
+    def __init__(self, step, warm=3):
+        self.step, self.warm = step, warm
+        self.forget()
+
+    def forget(self):
+        """Capture anew: after a change of what the graph has fixed, such as the learning rate."""
+        self.graph, self.inputs, self.outputs = None, None, None
+
+    def __call__(self, images, labels):
+        if self.warm > 0 or (self.graph and images.shape != self.inputs[0].shape):
+            self.warm = max(0, self.warm - 1)
+            side = torch.cuda.Stream()  # as capturing wants the state to have come from
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                outputs = self.step(images, labels)
+            torch.cuda.current_stream().wait_stream(side)
+            return outputs
+        if self.graph is None:
+            self.inputs, self.graph = (images.clone(), labels.clone()), torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                self.outputs = self.step(*self.inputs)
+        for kept, new in zip(self.inputs, (images, labels), strict=True):
+            kept.copy_(new, non_blocking=True)
+        self.graph.replay()
+        return self.outputs
 
 
 # ---- The passes on a CPU: C++, compiled once and cached ----------------------------------------------
@@ -137,6 +195,8 @@ class _CLayer(ctypes.Structure):
 
 class CpuPasses:
     """The passes of fused_cpu.cpp as functions of tensors."""
+
+    dtypes = (torch.float32, torch.float64, torch.bfloat16)
 
     def __init__(self):
         self.library = ctypes.CDLL(_compiled(Path(__file__).with_name("fused_cpu.cpp")))
@@ -293,6 +353,20 @@ class Shape(NamedTuple):
         return _CLayer(*sizes, self.leak, self.threshold, SURROGATE_ALPHA)
 
 
+def _shapes(net, B, T):
+    """The `Shape` of every spiking layer of `net`."""
+    shapes, size = [], net.img_size
+    for layer in net.layers():
+        size = size if isinstance(layer.synapse, nn.Conv2d) else 1
+        kernel = getattr(layer.pool, "kernel_size", 1)
+        pool = size if isinstance(layer.pool, nn.AdaptiveAvgPool2d) else kernel
+        features, lif = layer.synapse.weight.shape[0], layer.lif
+        fire_first = lif.spike_order == "fire_first"
+        shapes.append(Shape(T, B, size, size, features, pool, fire_first, lif.leak, lif.threshold))
+        size //= pool
+    return shapes
+
+
 class _Run:
     """One forward pass and its backward pass: the net's layers, shapes, dtypes and what is kept."""
 
@@ -305,21 +379,7 @@ class _Run:
         self.dtype = torch.get_autocast_dtype(self.device.type) if autocast else weight.dtype
         self.state_dtype = torch.promote_types(self.dtype, torch.float32)
         self.grad_enabled = torch.is_grad_enabled()
-        size = images.shape[-1]
-        self.shapes = []
-        for layer in self.layers:
-            conv = isinstance(layer.synapse, nn.Conv2d)
-            size = size if conv else 1
-            pool = {nn.AvgPool2d: getattr(layer.pool, "kernel_size", 1), nn.AdaptiveAvgPool2d: size}
-            pool = pool.get(type(layer.pool), 1)
-            if pool > 16:
-                raise Unsupported(f"the fused engine pools windows of up to 16x16, {layer.name} has {pool}x{pool}")
-            features, lif = layer.synapse.weight.shape[0], layer.lif
-            fire_first = lif.spike_order == "fire_first"
-            self.shapes.append(
-                Shape(steps, len(images), size, size, features, pool, fire_first, lif.leak, lif.threshold)
-            )
-            size //= pool
+        self.shapes = _shapes(net, len(images), steps)
         most = max(s.N * s.C for s in self.shapes) * self.dtype.itemsize
         if net._block:
             self.block = min(net._block, steps)

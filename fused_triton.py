@@ -222,6 +222,8 @@ class TritonPasses:
     multiprocessor); their scratch takes programs * tile * chunk elements and should fit the L2 cache.
     """
 
+    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
     def __init__(self, tile=2048, channels=64, rows=2048, chunk=32, programs=None):
         self.tile, self.channels, self.rows, self.chunk, self.programs = tile, channels, rows, chunk, programs
 

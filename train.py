@@ -14,6 +14,7 @@ result.json as one line.
 """
 
 import argparse
+import functools
 import json
 import math
 import sys
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 import arguments
 import data
+import fused
 import utill
 from utill import UserError
 
@@ -50,6 +52,10 @@ def parse_args(argv=None):
     group.add_argument("--optimizer", default="sgd", choices=["sgd", "adam", "adamw"], help="optimizer")
     group.add_argument("--momentum", default=0.9, type=arguments.fraction, help="momentum of sgd")
     group.add_argument("--weight_decay", default=1e-4, type=arguments.nonnegative_float, help="weight decay")
+    group.add_argument("--data_on_device", action="store_true",
+                       help="keep the data set on the device and augment there; no loading processes")  # fmt: skip
+    group.add_argument("--cuda_graph", action="store_true",
+                       help="replay the training step as one CUDA graph (fused engine on a GPU)")  # fmt: skip
     group.add_argument("--train_display_freq", default=10, type=arguments.positive_int,
                        help="print the training loss every so many epochs")  # fmt: skip
     group.add_argument("--test_display_freq", default=10, type=arguments.positive_int,
@@ -67,33 +73,37 @@ def build_optimizer(net, args):
     return optimizer(net.parameters(), args.lr, weight_decay=args.weight_decay)
 
 
-def train_epoch(net, loader, optimizer, scaler, device, epoch, args):
-    """One pass over the training set. Returns (mean loss, accuracy in %, images per second)."""
+def train_step(net, optimizer, scaler, amp, images, labels):
+    """Forward, backward, update. Returns (mean loss, number of right answers) as tensors on the device."""
+    with utill.autocast(images.device, amp):
+        logits = net(images)
+    loss = F.cross_entropy(logits.float() if amp != "off" else logits, labels)
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+
+def train_epoch(net, step, loader, device, epoch, args):
+    """One pass over the training set with `step(images, labels)`. Returns (mean loss, accuracy in %, images/s)."""
     net.train()
     utill.seed_stream(args.seed, 0, epoch)
-    loss_meter, accuracy_meter, start = utill.AverageMeter(), utill.AverageMeter(), time.perf_counter()
+    losses, correct, seen, start = 0.0, 0, 0, time.perf_counter()
+    look_every = 1 if device.type == "cpu" else 20  # reading a number makes a GPU wait
     bar = tqdm(loader, desc=f"epoch {epoch + 1}/{args.num_epochs}", unit="batch", disable=None, leave=False)
-    for step, (images, labels) in enumerate(bar, start=1):
-        images, labels = images.to(device), labels.to(device)
-        with utill.autocast(device, args.amp):
-            logits = net(images)
-        loss = F.cross_entropy(logits.float() if args.amp != "off" else logits, labels)
-        if not math.isfinite(loss.item()):
-            raise UserError(
-                f"the loss became {loss.item()} at epoch {epoch + 1}, step {step}: lower --lr, or check the data"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        loss_meter.update(loss.item(), len(labels))
-        accuracy_meter.update(utill.accuracy(logits, labels)[0], len(labels))
-        speed = loss_meter.count / (time.perf_counter() - start)
-        bar.set_postfix_str(f"loss {loss_meter.avg:.4f}, acc {accuracy_meter.avg:.1f} %, {speed:.1f} images/s")
+    for i, (images, labels) in enumerate(bar, start=1):
+        loss, right = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+        losses, correct, seen = losses + loss * len(labels), correct + right, seen + len(labels)
+        if i % look_every == 0 or i == len(loader):
+            mean, speed = float(losses) / seen, seen / (time.perf_counter() - start)
+            if not math.isfinite(mean):
+                raise UserError(f"the loss became {mean} at epoch {epoch + 1}, step {i}: lower --lr, or check the data")
+            bar.set_postfix_str(f"loss {mean:.4f}, acc {100 * int(correct) / seen:.1f} %, {speed:.1f} images/s")
     # weights that are no numbers may hide behind a finite loss: neurons that never fire give logits of zero
     if not all(tensor.isfinite().all() for tensor in net.state_dict().values()):
         raise UserError(f"the weights became infinite or nan in epoch {epoch + 1}: lower --lr, or check the data")
-    return loss_meter.avg, accuracy_meter.avg, speed
+    return mean, 100 * int(correct) / seen, speed
 
 
 def write_scalars(writer, record, gammas, epoch):
@@ -122,6 +132,14 @@ def main(argv=None):
     engine, reason = utill.use_engine(net, args)
     optimizer = build_optimizer(net, args)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
+    step = functools.partial(train_step, net, optimizer, scaler, args.amp)
+    if args.cuda_graph:
+        if device.type != "cuda" or engine != "fused" or args.amp == "fp16":
+            raise UserError("--cuda_graph needs a GPU, the fused engine and --amp bf16 or off")
+        step = fused.GraphedStep(step)
+    if args.data_on_device:
+        for loader in filter(None, (loaders.train, loaders.val, loaders.test)):
+            loader.to(device)
 
     name = f"{args.dataset}_{args.arch}_T{args.num_steps}_{args.norm}_seed{args.seed}"
     run_dir = utill.new_run_dir(args.run_dir or f"runs/{name}", args.overwrite)
@@ -135,9 +153,11 @@ def main(argv=None):
     for epoch in range(args.num_epochs):
         lr = utill.learning_rate(args.lr, epoch, args.num_epochs, args.lr_schedule)
         for group in optimizer.param_groups:
+            if args.cuda_graph and group["lr"] != lr:
+                step.forget()  # the graph holds the learning rate it was captured with
             group["lr"] = lr
         loaders.train.set_epoch(epoch)
-        loss, acc, speed = train_epoch(net, loaders.train, optimizer, scaler, device, epoch, args)
+        loss, acc, speed = train_epoch(net, step, loaders.train, device, epoch, args)
         gammas = net.gammas()
         record = {"epoch": epoch + 1, "lr": lr, "train_loss": loss, "train_acc": acc, "images_per_s": speed}
         record["mean_gamma"] = {layer: gamma.mean().item() for layer, gamma in gammas.items()}

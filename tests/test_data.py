@@ -84,6 +84,12 @@ def test_two_workers_give_the_batches_of_none():
     assert same_batches(alone.test, crowd.test)
 
 
+def test_images_on_a_device_give_the_same_batches():
+    alone, moved = (build_loaders(settings(num_workers=n, limit_train=300)).train for n in (0, 2))
+    assert same_batches(alone, moved.to("cpu"))
+    assert moved.num_workers == 0
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_loading_leaves_the_global_random_states_alone(num_workers):
     torch.manual_seed(7)

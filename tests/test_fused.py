@@ -327,6 +327,45 @@ def test_unknown_part_is_named():
         fused.attach(net)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: setattr(net, "pool_conv1", torch.nn.MaxPool2d(2)),
+        lambda net: setattr(net, "pool_conv1", torch.nn.AvgPool2d(2, ceil_mode=True)),
+        lambda net: setattr(net, "conv1", torch.nn.Conv2d(3, 8, 3, padding=1)),
+        lambda net: setattr(net, "conv1", torch.nn.Conv2d(3, 8, 3, padding=1, stride=2, bias=False)),
+        lambda net: setattr(net, "encoder", torch.nn.Identity()),
+    ],
+)
+def test_parts_of_another_kind_are_refused(change):
+    net = make_net()
+    change(net)
+    with pytest.raises(fused.Unsupported, match="does not know"):
+        fused.attach(net)
+
+
+def test_too_large_a_global_pool_is_refused():
+    """Packed spikes are one byte: 15 x 15 is the largest window they count."""
+    assert fused.why_not(make_net("tiny_global", img_size=30)) is None
+    assert "15x15" in fused.why_not(make_net("tiny_global", img_size=32))
+
+
+def test_full_windows_are_counted():
+    """A window of 15 x 15 neurons that all fire."""
+    net = make_net("tiny_global", T=2, img_size=30, leak_mem=1.0, threshold=1e-3, norm="none")
+    for p in net.parameters():
+        p.data.abs_()
+    images = torch.rand(2, 3, 30, 30, dtype=torch.float64) + 2
+    compare(net, images, alive=False)
+    assert run(net, images, torch.arange(2))[3]["conv3"].tolist() == [2 * 15 * 15 * 12] * 2
+
+
+def test_half_precision_on_a_cpu_takes_the_plain_loop():
+    net = fused.attach(make_net(dtype=torch.float16).eval())
+    with torch.no_grad():
+        assert net(torch.randn(2, 3, 8, 8).half()).isfinite().all()
+
+
 def test_missing_compiler_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)

@@ -122,6 +122,12 @@ def test_the_number_of_workers_does_not_change_the_weights(tmp_path):
     assert same_weights(tmp_path / "0" / "last.pth.tar", tmp_path / "2" / "last.pth.tar")
 
 
+def test_data_on_the_device_does_not_change_the_weights(tmp_path):
+    for name, flag in (("loaded", ""), ("kept", "--data_on_device")):
+        assert train_synthetic(tmp_path / name, flag).code == 0
+    assert same_weights(tmp_path / "loaded" / "last.pth.tar", tmp_path / "kept" / "last.pth.tar")
+
+
 def test_the_default_run_folder_is_named_after_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = call(train.main, SYNTHETIC, "--num_epochs", 1, "--norm", "none", "--seed", 4)
@@ -548,6 +554,13 @@ def test_cuda_without_a_gpu_is_a_mistake():
     outcome = call(train.main, "--dataset synthetic --device cuda")
     assert outcome.code == 2
     assert outcome.err[0].endswith("--device cuda: this machine or this PyTorch has no such device; try --device cpu")
+
+
+def test_cuda_graph_without_a_gpu_is_a_mistake(tmp_path):
+    outcome = train_synthetic(tmp_path / "run", "--cuda_graph")
+    assert outcome.code == 2
+    assert "--cuda_graph needs a GPU" in outcome.err[0]
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_good_files_beside_the_bad_ones_are_good(place, tmp_path):
