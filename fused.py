@@ -36,12 +36,14 @@ device. model.py knows of neither.
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -200,7 +202,7 @@ class CpuPasses:
 
     def __init__(self):
         self.library = ctypes.CDLL(_compiled(Path(__file__).with_name("fused_cpu.cpp")))
-        _keep_freed_memory()
+        self.reused = threading.local()
 
     def _call(self, name, dtype, *arguments):
         values = (
@@ -209,20 +211,33 @@ class CpuPasses:
         )  # fmt: skip
         getattr(self.library, f"{name}_{str(dtype).removeprefix('torch.')}")(*values)
 
+    def scratch(self, use, shape, dtype):
+        """An uninitialised tensor, the same memory for each `use` and thread: valid until the next call.
+
+        Fresh memory would cost a page fault every 4 KiB, a fifth of a training step.
+        """
+        size = math.prod(shape) * dtype.itemsize
+        buffer = getattr(self.reused, use, None)
+        if buffer is None or buffer.numel() < size or buffer.numel() > 4 * size + 2**26:
+            setattr(self.reused, use, None)  # free the old one first
+            buffer = torch.empty(size, dtype=torch.uint8)
+            setattr(self.reused, use, buffer)
+        return buffer[:size].view(dtype).view(shape)
+
     def statistics(self, x, shape):
         mean, variance = torch.empty(2, shape.T, shape.C, dtype=torch.float64)
         sizes = (ctypes.c_int64(size) for size in (shape.T, shape.N, shape.C))
         self._call("statistics", x.dtype, *sizes, x, mean, variance)
         return mean, variance
 
-    def lif_forward(self, x, shape, a, b, membrane, start, packed):
-        spikes = torch.empty(shape.pooled, dtype=x.dtype)
+    def lif_forward(self, x, shape, a, b, membrane, start, packed, fresh=False):
+        spikes = torch.empty(shape.pooled, dtype=x.dtype) if fresh else self.scratch("a", shape.pooled, x.dtype)
         arguments = (a, b, membrane, int(start), spikes, packed)
         self._call("lif_forward", x.dtype, shape.c, x, *arguments)
         return spikes
 
     def lif_backward(self, x, shape, a, b, centre, membrane, grad, carry, start, sums):
-        delta = torch.empty(shape.full, dtype=x.dtype)
+        delta = self.scratch("a", shape.full, x.dtype)
         s1, s2 = torch.empty(2, shape.T, shape.C, dtype=torch.float64) if sums else (None, None)
         arguments = (a, b, centre, membrane, grad, carry, int(start), delta, s1, s2)
         self._call("lif_backward", x.dtype, shape.c, x, *arguments)
@@ -234,22 +249,10 @@ class CpuPasses:
         return delta
 
     def unpack(self, packed, share, dtype):
-        spikes = torch.empty(packed.shape, dtype=dtype)
+        spikes = self.scratch("b", packed.shape, dtype)
         kind = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
         self._call("unpack", dtype, ctypes.c_int64(packed.numel()), packed, spikes, kind(share))
         return spikes
-
-
-def _keep_freed_memory():
-    """Let glibc reuse the large buffers of one step in the next instead of returning them to the kernel.
-
-    Otherwise a training step spends a tenth of its time on page faults.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and platform.libc_ver()[0] == "glibc":
-        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _compiled(source):
@@ -520,12 +523,10 @@ class _Run:
             if keep:
                 kept.append((y, packed, before))
                 packed = torch.empty(shape.pooled, dtype=torch.uint8, device=self.device)
+            if watched:  # hooks may keep what they see, and see it before pooling
+                whole, state = shape._replace(pool=1), None if before is None else before.clone()
+                self.call_hooks(layer, self.passes.lif_forward(y, whole, a, b, state, t0 > 0, None, fresh=True))
             x = self.passes.lif_forward(y, shape, a, b, membrane, t0 > 0, packed if keep else None)
-            if watched:
-                spikes = x
-                if shape.pool > 1:  # hooks want the spikes before pooling
-                    spikes = self.passes.lif_forward(y, shape._replace(pool=1), a, b, before, t0 > 0, None)
-                self.call_hooks(layer, spikes)
         return x, [*kept, packed]
 
     def call_hooks(self, layer, spikes):

@@ -31,6 +31,15 @@ static inline void store(bf16 &to, float x) {  // round to nearest, ties to even
     to.bits = uint16_t((wide + 0x7fff + ((wide >> 16) & 1)) >> 16);
 }
 
+// Ask for memory that is about to be read (or written): the passes jump far between time-steps, and the
+// processor's own prefetching stops at the end of a page.
+template <class S> static inline void prefetch(const S *from, int64_t count) {
+    for (int64_t i = 0; i < count; i += int64_t(64 / sizeof(S))) __builtin_prefetch(from + i);
+}
+template <class S> static inline void prefetch_to_write(S *to, int64_t count) {
+    for (int64_t i = 0; i < count; i += int64_t(64 / sizeof(S))) __builtin_prefetch(to + i, 1);
+}
+
 // The shape of a layer and the constants of its neurons, filled in by fused.py (struct of int64 and double).
 struct Layer {
     int64_t T, B, H, W, C;
@@ -110,6 +119,7 @@ static void lif_forward(const Layer &l, const S *x, const A *scale, const A *shi
                             const S *in = x + t * N * C + at(y, j);
                             A *u = &state[(y * strips.across + j) * width];
                             A *sum = j / l.pool < s.windows ? &sums[j / l.pool * width] : edge;
+                            if (t + 1 < l.T) prefetch(in + N * C, block);
                             if (l.pool == 1)
 #pragma omp simd
                                 for (int64_t c = 0; c < block; c++) sum[c] = A(0);
@@ -183,6 +193,7 @@ static void lif_backward(const Layer &l, const S *x, const A *scale, const A *sh
                             const S *in = x + t * N * C + at(y, j);
                             A *u = &state[p], *decides = &decisions[t * size + p];
                             S *keep = &kept[t * size + p];
+                            if (t + 1 < T) prefetch(in + N * C, block);
 #pragma omp simd
                             for (int64_t c = 0; c < block; c++) {
                                 const A before = u[c], v = leak * before + (a[c] * load(in[c]) + b[c]);
@@ -199,6 +210,7 @@ static void lif_backward(const Layer &l, const S *x, const A *scale, const A *sh
                     for (int64_t w = 0; w < s.windows; w++) {
                         const S *from = grad + (t * outs + s.out + w) * C + c0;
                         A *g = &grads[w * width];
+                        if (t > 0) prefetch(from - outs * C, block);
 #pragma omp simd
                         for (int64_t c = 0; c < block; c++) g[c] = slope * load(from[c]);
                     }
@@ -210,6 +222,7 @@ static void lif_backward(const Layer &l, const S *x, const A *scale, const A *sh
                             const S *keep = &kept[t * size + p];
                             S *out = delta + t * N * C + at(y, j);
                             A *d = &backward[p];
+                            if (t > 0) prefetch_to_write(out - N * C, block);
 #pragma omp simd
                             for (int64_t c = 0; c < block; c++) {
                                 const A h = A(1) - std::abs(decides[c] * inverse - A(1));

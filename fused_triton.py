@@ -237,7 +237,7 @@ class TritonPasses:
         first, second = partial.sum(0, dtype=torch.float64) / N
         return x.view(sizes)[:, 0].double() + first, (second - first**2).clamp(min=0)
 
-    def lif_forward(self, x, shape, a, b, membrane, start, packed):
+    def lif_forward(self, x, shape, a, b, membrane, start, packed, fresh=True):
         """Pooled spikes, [T, B, H // pool, W // pool, C]; their counts go to `packed`, unless it is None.
 
         a, b: [T, C]. membrane: None, or [N, C], read if `start` and left as it is after the last step.
