@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 import yaml
 
 import utill
@@ -14,7 +15,7 @@ from utill import UserError
 
 # What a checkpoint must say of its net and data, and what of its settings belonged to the training alone.
 NEEDED = ("arch", "num_steps", "leak_mem", "threshold", "norm", "encoding", "spike_order", "dataset")
-TRAINING_ONLY = ("device", "save_memory", "limit_test")
+TRAINING_ONLY = ("device", "engine", "save_memory", "limit_test")
 
 
 class Number(NamedTuple):
@@ -192,6 +193,8 @@ def parse_with_checkpoint(parser, argv=None):
         if missing:
             raise UserError(f"{path} cannot be rebuilt: its config lacks {', '.join(missing)}")
         known = {action.dest for action in parser._actions} - set(TRAINING_ONLY)
+        if settings.get("amp") == "fp16" and not torch.cuda.is_available():
+            known.remove("amp")
         parser.apply_config({k: v for k, v in settings.items() if k in known}, f"the config in {path}")
         args = parser.parse_args(argv)
         for key in ("mean", "std", "classes"):  # as in training, whatever the test folder holds

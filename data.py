@@ -182,7 +182,7 @@ DATASETS = {
 # ---- Image files and their cache ----------------------------------------------------------------
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-CACHE_VERSION = 1  # raise it whenever decoding changes
+CACHE_VERSION = 2  # raise it whenever decoding changes
 CHUNK = 1000  # images one decoding job returns
 
 
@@ -240,46 +240,53 @@ def cached_images(root, split, paths, img_size):
     key = hashlib.sha256(f"{CACHE_VERSION} {img_size}\n{listing}".encode()).hexdigest()[:16]
     folder, prefix = cache_folder(root), f"{split}-{img_size or 'own'}-"
     path = folder / f"{prefix}{key}.npy"
-    # one record, so that images and statistics are whole together or not there at all
-    record = np.dtype([("images", "u1", (len(paths), 3, size, size)), ("mean", "f8", 3), ("std", "f8", 3)])
-    cache = read_cache(path, record)
+    shape = len(paths), 3, size, size
+    cache = read_cache(path, shape)
     if cache is None:
-        write_cache(path, record, paths, size, may_resize=img_size is not None)
+        write_cache(path, shape, paths, may_resize=img_size is not None)
         for old in set(folder.glob(f"{prefix}*")) - {path}:
             old.unlink(missing_ok=True)
-        cache = read_cache(path, record)
-    return torch.from_numpy(cache["images"]), (cache["mean"].tolist(), cache["std"].tolist())
+        cache = read_cache(path, shape)
+    return cache
 
 
 def cache_folder(root):
     """root/.bntt_cache, or one under the user's cache folder where root cannot be written to."""
     name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     for folder in (root / ".bntt_cache", user / "bntt" / name):
-        with suppress(OSError):
+        with suppress(OSError, RuntimeError):
+            folder = folder.expanduser()
             folder.mkdir(parents=True, exist_ok=True)
             if os.access(folder, os.W_OK):
                 return folder
     raise UserError(f"cannot write the decoded images to {root} nor to {user}: set XDG_CACHE_HOME to a writable folder")
 
 
-def read_cache(path, record):
-    """The record in the file, its images mapped and not read; None if it is not there and whole."""
+def read_cache(path, shape):
+    """(images, mapped and not read, (mean, std)) in the file; None if it is not there and whole."""
     try:
-        cache = np.load(path, mmap_mode="c")  # copy on write: torch wants writable memory
-    except (OSError, ValueError, EOFError):
+        images = np.load(path, mmap_mode="c")  # copy on write: torch wants writable memory
+        stats = np.fromfile(path, "f8", offset=images.offset + images.nbytes)
+    except (OSError, ValueError, EOFError, AttributeError):
         return None
-    return cache[0] if cache.dtype == record and cache.shape == (1,) else None
+    if images.dtype != np.uint8 or images.shape != shape or stats.size != 6:
+        return None
+    return torch.from_numpy(images), (stats[:3].tolist(), stats[3:].tolist())
 
 
-def write_cache(path, record, paths, size, may_resize):
-    """Decode `paths` into the cache file: written aside, synced and renamed, so never half there."""
+def write_cache(path, shape, paths, may_resize):
+    """Decode `paths` into the cache file: written aside, synced and renamed, so never half there.
+
+    One file, that images and statistics are whole together or not there at all: a .npy of the images,
+    and behind it mean and std of the three channels as float64.
+    """
     chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
-    job = partial(decode, size=size, may_resize=may_resize)
+    job = partial(decode, size=shape[-1], may_resize=may_resize)
     workers = min(8, os.cpu_count() or 1, len(chunks))
     pool = ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) if workers > 1 else None
     counts = 0
-    header = dict(descr=np.lib.format.dtype_to_descr(record), fortran_order=False, shape=(1,))
+    header = dict(descr="|u1", fortran_order=False, shape=shape)
     try:
         with (
             tempfile.TemporaryDirectory(dir=path.parent, prefix="tmp-") as aside,
@@ -509,7 +516,8 @@ def build_loaders(args, train=True):
         val_loader = loader(raw.train, np.sort(order[:held_out])) if held_out else None
     order = stratified_order(raw.test.labels.numpy(), [args.seed, SUBSET])
     test_loader = loader(raw.test, np.sort(order[: args.limit_test]))
-    return Loaders(train_loader, val_loader, test_loader, raw.classes, channels, height, mean, std)
+    classes, mean, std = [str(c) for c in raw.classes], [float(v) for v in mean], [float(v) for v in std]
+    return Loaders(train_loader, val_loader, test_loader, classes, channels, height, mean, std)
 
 
 def check_args(args, train):

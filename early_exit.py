@@ -121,7 +121,7 @@ def main(argv=None):
     if step < T:
         print(f"exit at step {step} of {T}: afterwards every layer's mean gamma is below {args.gamma_threshold:g}")
     else:
-        print(f"no early exit: at step {T} a layer's mean gamma is still {args.gamma_threshold:g} or more, so all run")
+        print(f"no early exit: no step before {T} leaves every later mean gamma below {args.gamma_threshold:g}")
 
     progress = functools.partial(tqdm, desc="test", disable=None, leave=False)
     with utill.SpikeMeter(net) as meter:

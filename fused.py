@@ -14,7 +14,8 @@ a few passes over the matrix x[t, n, c] of its outputs (n = image and pixel, c =
                     u_t = leak m_{t-1} + a_t x_t + b_t,  s_t = 1[u_t > theta],  m_t = u_t - theta s_t
                 or, firing first,
                     s_t = 1[m_{t-1} > theta],  m_t = leak m_{t-1} + a_t x_t + b_t - theta s_t
-                and the average pool of s. Only s is written, in one byte.
+                and the average pool of s: what the next layer sees, and for the backward pass the
+                same counted in one byte.
   lif_backward  the membranes once more, then the reverse scan from the gradient g of s, with
                 h(v) = alpha / theta max(0, 1 - |v / theta - 1|):
                     d_t = g_t h(u_t) + leak d_{t+1}
@@ -24,34 +25,25 @@ a few passes over the matrix x[t, n, c] of its outputs (n = image and pixel, c =
                 S2 = sum_n d (x - mu), all that BatchNorm's backward pass needs:
                     dgamma_t = S2 / sqrt(var_t + eps)
   affine        dx = a d - a S1 / N - a (x - mu) S2 / (N (var + eps)), as k1 d + k2 x + k3.
+  unpack        the byte counts as numbers again, for the gradient of the next layer's weights.
 
 For the backward pass a layer keeps x and the packed spikes, nothing else. `save_memory` cuts time
 into blocks, keeps the membranes at their borders, and runs each block again in the backward pass:
 exact, for BatchNorm's statistics belong to one time-step and the draws are kept.
 
-This file is the engine; the passes are in fused_cpu.cpp and fused_triton.py, one for each kind of
-device. model.py knows of neither.
+This file is the engine; the passes are in fused_cpu.py (C++) and fused_triton.py, one for each kind
+of device. model.py knows of none of them.
 """
 
-import ctypes
 import functools
-import hashlib
-import math
-import os
-import platform
-import shutil
-import subprocess
 import sys
-import tempfile
-import threading
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from model import BNTT, ENCODERS, LIF, SURROGATE_ALPHA, NoNorm, SharedBN
+from model import BNTT, ENCODERS, LIF, NoNorm, SharedBN
 
 MAX_POOL = 15  # packed spikes count those of a window in one byte
 INFERENCE_BYTES = 2**29  # of one layer's outputs over the time-steps run at once, without gradients
@@ -67,8 +59,9 @@ class Unsupported(Exception):
 def attach(net, save_memory=None):
     """Make `net` run fused, in place, and return it. Raises `Unsupported` where it cannot.
 
-    save_memory: None, or the time-steps of one block: memory then grows with the block instead of
-    T, for one more forward pass. `detach(net)` undoes it; parameters and buffers stay the same objects.
+    save_memory: None, or the time-steps of one block: memory then grows by one membrane a block instead
+    of by every time-step, for one more forward pass. `detach(net)` undoes it; parameters and buffers
+    stay the same objects.
     Of forward hooks, those of the encoder and of the LIF modules are called (once a step, as ever).
     """
     reason = why_not(net)
@@ -100,6 +93,9 @@ def why_not(net):
     for layer in net.layers():
         if type(layer.norm) not in (BNTT, SharedBN, NoNorm):
             return f"the fused engine does not know the normalisation {type(layer.norm).__name__}"
+        norms = [m for m in layer.norm.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if not all(_knows_batch_norm(norm, norms[0]) for norm in norms):
+            return f"the fused engine does not know the batch norm of {layer.name}"
         if type(layer.lif) is not LIF:
             return f"the fused engine does not know the neuron {type(layer.lif).__name__}"
         if not _knows_pool(layer.pool):
@@ -110,6 +106,11 @@ def why_not(net):
     if side > MAX_POOL:
         return f"the fused engine pools windows of up to {MAX_POOL}x{MAX_POOL}, this net has {side}x{side}"
     return None
+
+
+def _knows_batch_norm(norm, first):
+    plain = norm.weight is not None and norm.bias is None and norm.track_running_stats
+    return plain and norm.momentum is not None and (norm.eps, norm.momentum) == (first.eps, first.momentum)
 
 
 def _knows_pool(pool):
@@ -134,13 +135,13 @@ class FusedNet:
 
     def voltages(self, images, steps=None):
         steps = self.check_input(images, steps)
-        if images.requires_grad:  # towards the images, as attacks want it: the plain loop knows how
+        if images.requires_grad or not len(images):  # a gradient of the images, as attacks want it, or none at all
             return super().voltages(images, steps)
         run = _Run(self, images, steps)
         if run.dtype not in run.passes.dtypes:
             return super().voltages(images, steps)
         spikes = torch.stack([self.encoder(images, t) for t in range(steps)])
-        gammas = [run.gamma(layer) for layer in run.layers]
+        gammas = [run.gamma(i) for i in range(len(run.layers))]
         weights = [layer.synapse.weight for layer in run.layers] + [self.readout.weight]
         return _FusedVoltages.apply(run, spikes, *weights, *gammas)
 
@@ -160,7 +161,7 @@ class GraphedStep:
     """
 
     def __init__(self, step, warm=3):
-        self.step, self.warm = step, warm
+        self.step, self.warm, self.side = step, warm, None
         self.forget()
 
     def forget(self):
@@ -170,11 +171,11 @@ class GraphedStep:
     def __call__(self, images, labels):
         if self.warm > 0 or (self.graph and images.shape != self.inputs[0].shape):
             self.warm = max(0, self.warm - 1)
-            side = torch.cuda.Stream()  # as capturing wants the state to have come from
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+            self.side = self.side or torch.cuda.Stream()  # capturing wants the state to come from a side stream
+            self.side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.side):
                 outputs = self.step(images, labels)
-            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.current_stream().wait_stream(self.side)
             return outputs
         if self.graph is None:
             self.inputs, self.graph = (images.clone(), labels.clone()), torch.cuda.CUDAGraph()
@@ -186,125 +187,7 @@ class GraphedStep:
         return self.outputs
 
 
-# ---- The passes on a CPU: C++, compiled once and cached ----------------------------------------------
-
-
-class _CLayer(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("T", "B", "H", "W", "C", "pool", "fire_first")] + [
-        (name, ctypes.c_double) for name in ("leak", "threshold", "alpha")
-    ]
-
-
-class CpuPasses:
-    """The passes of fused_cpu.cpp as functions of tensors."""
-
-    dtypes = (torch.float32, torch.float64, torch.bfloat16)
-
-    def __init__(self):
-        self.library = ctypes.CDLL(_compiled(Path(__file__).with_name("fused_cpu.cpp")))
-        self.reused = threading.local()
-
-    def _call(self, name, dtype, *arguments):
-        values = (
-            ctypes.c_void_p(x.data_ptr()) if isinstance(x, torch.Tensor)
-            else ctypes.byref(x) if isinstance(x, ctypes.Structure) else x for x in arguments
-        )  # fmt: skip
-        getattr(self.library, f"{name}_{str(dtype).removeprefix('torch.')}")(*values)
-
-    def scratch(self, use, shape, dtype):
-        """An uninitialised tensor, the same memory for each `use` and thread: valid until the next call.
-
-        Fresh memory would cost a page fault every 4 KiB, a fifth of a training step.
-        """
-        size = math.prod(shape) * dtype.itemsize
-        buffer = getattr(self.reused, use, None)
-        if buffer is None or buffer.numel() < size or buffer.numel() > 4 * size + 2**26:
-            setattr(self.reused, use, None)  # free the old one first
-            buffer = torch.empty(size, dtype=torch.uint8)
-            setattr(self.reused, use, buffer)
-        return buffer[:size].view(dtype).view(shape)
-
-    def statistics(self, x, shape):
-        mean, variance = torch.empty(2, shape.T, shape.C, dtype=torch.float64)
-        sizes = (ctypes.c_int64(size) for size in (shape.T, shape.N, shape.C))
-        self._call("statistics", x.dtype, *sizes, x, mean, variance)
-        return mean, variance
-
-    def lif_forward(self, x, shape, a, b, membrane, start, packed, fresh=False):
-        spikes = torch.empty(shape.pooled, dtype=x.dtype) if fresh else self.scratch("a", shape.pooled, x.dtype)
-        arguments = (a, b, membrane, int(start), spikes, packed)
-        self._call("lif_forward", x.dtype, shape.c, x, *arguments)
-        return spikes
-
-    def lif_backward(self, x, shape, a, b, centre, membrane, grad, carry, start, sums):
-        delta = self.scratch("a", shape.full, x.dtype)
-        s1, s2 = torch.empty(2, shape.T, shape.C, dtype=torch.float64) if sums else (None, None)
-        arguments = (a, b, centre, membrane, grad, carry, int(start), delta, s1, s2)
-        self._call("lif_backward", x.dtype, shape.c, x, *arguments)
-        return delta, s1, s2
-
-    def affine(self, delta, x, shape, k1, k2, k3):
-        sizes = (ctypes.c_int64(size) for size in (shape.T, shape.N, shape.C))
-        self._call("affine", x.dtype, *sizes, delta, x, k1, k2, k3)
-        return delta
-
-    def unpack(self, packed, share, dtype):
-        spikes = self.scratch("b", packed.shape, dtype)
-        kind = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
-        self._call("unpack", dtype, ctypes.c_int64(packed.numel()), packed, spikes, kind(share))
-        return spikes
-
-
-def _compiled(source):
-    """Path of the shared library of `source`: compiled for this processor and cached for the next run."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
-    if compiler is None:
-        raise Unsupported("the fused engine needs a C++ compiler (on Debian and Ubuntu: apt install g++)")
-    flags = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"]
-    if platform.machine() in ("x86_64", "AMD64"):
-        flags.append("-mprefer-vector-width=512")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    key = "\n".join([source.read_text(), " ".join(flags), version, torch.__version__, _processor()])
-    name = f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    for folder in (home / "bntt", Path(tempfile.gettempdir()) / f"bntt-{os.getuid()}"):
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError:
-            continue
-        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
-            break
-    else:
-        raise Unsupported("the fused engine found no folder to compile into: set XDG_CACHE_HOME to a writable one")
-    library = folder / name
-    if library.exists():
-        return library
-    # torch's own OpenMP runtime, so that both share one pool of threads
-    runtime = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    openmp = ["-fopenmp", "-c"], [str(runtime[0])] if runtime else ["-fopenmp"]
-    with tempfile.TemporaryDirectory(dir=folder) as aside:
-        half, done = f"{aside}/half.o", f"{aside}/done.so"
-        for compile_openmp, link_openmp in (openmp, (["-c"], [])):
-            commands = (
-                [compiler, *flags[:-1], *compile_openmp, str(source), "-o", half],
-                [compiler, "-shared", half, *link_openmp, "-o", done],
-            )
-            runs = [subprocess.run(command, capture_output=True, text=True, check=False) for command in commands]
-            if runs[-1].returncode == 0:
-                os.replace(done, library)
-                return library
-    reason = next((line for run in runs for line in run.stderr.splitlines() if "error" in line), "no message")
-    raise Unsupported(f"the fused engine could not be compiled by {compiler}: {reason}")
-
-
-def _processor():
-    """What -march=native depends on: another processor gets another build."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() + platform.machine()
-    wanted = ("vendor_id", "cpu family", "model", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.split("\t")[0].strip() in wanted}))
+# ---- One run of a net ----------------------------------------------------------------------------
 
 
 @functools.cache
@@ -312,17 +195,20 @@ def _backend(device_type):
     if device_type == "cpu":
         if sys.platform == "win32":
             raise Unsupported("the fused engine has no CPU build for Windows")
+        from fused_cpu import CpuPasses
+
         return CpuPasses()
     if device_type == "cuda":
         try:
             from fused_triton import TritonPasses
-        except ImportError:
-            raise Unsupported("the fused engine on a GPU needs Triton (pip install triton)") from None
-        return TritonPasses()
+
+            passes = TritonPasses()
+            passes.unpack(torch.zeros(1, dtype=torch.uint8, device="cuda"), 1.0, torch.float32)  # compiles a kernel
+        except Exception as error:  # no Triton, no C compiler for its launcher, a GPU it does not know ...
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise Unsupported(f"the fused engine on a GPU needs a working Triton: {reason}") from None
+        return passes
     raise Unsupported(f"the fused engine does not know the device {device_type}")
-
-
-# ---- One run of a net ----------------------------------------------------------------------------
 
 
 class Shape(NamedTuple):
@@ -350,11 +236,6 @@ class Shape(NamedTuple):
     def pooled(self):
         return self.T, self.B, self.H // self.pool, self.W // self.pool, self.C
 
-    @property
-    def c(self):
-        sizes = (self.T, self.B, self.H, self.W, self.C, self.pool, self.fire_first)
-        return _CLayer(*sizes, self.leak, self.threshold, SURROGATE_ALPHA)
-
 
 def _shapes(net, B, T):
     """The `Shape` of every spiking layer of `net`."""
@@ -378,7 +259,7 @@ class _Run:
         self.device = images.device
         self.passes = _backend(self.device.type)
         weight = net.readout.weight
-        autocast = torch.is_autocast_enabled(self.device.type)
+        autocast = torch.is_autocast_enabled(self.device.type) and weight.dtype != torch.float64
         self.dtype = torch.get_autocast_dtype(self.device.type) if autocast else weight.dtype
         self.state_dtype = torch.promote_types(self.dtype, torch.float32)
         self.grad_enabled = torch.is_grad_enabled()
@@ -409,12 +290,12 @@ class _Run:
         later = sum(shape.fire_first for shape in self.shapes[i:])
         return max(0, self.steps - later)
 
-    def gamma(self, layer):
+    def gamma(self, i):
         """gamma [live steps, C] as autograd sees it; the gammas of later steps get no gradient at all."""
-        live = self.live_steps(self.layers.index(layer))
-        if isinstance(layer.norm, BNTT):
-            return torch.stack([bn.weight for bn in list(layer.norm)[:live]]) if live else None
-        return layer.norm.shared.weight if isinstance(layer.norm, SharedBN) and live else None
+        norm, live = self.layers[i].norm, self.live_steps(i)
+        if isinstance(norm, BNTT):
+            return torch.stack([bn.weight for bn in list(norm)[:live]]) if live else None
+        return norm.shared.weight if isinstance(norm, SharedBN) and live else None
 
     def batch_norms(self, i):
         norm = self.layers[i].norm
@@ -575,6 +456,11 @@ class _FusedVoltages(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, run, encoded, *parameters):
+        with torch.autocast(run.device.type, enabled=False):  # dtypes are chosen below, the output is not rounded
+            return _FusedVoltages.run_forward(ctx, run, encoded, parameters)
+
+    @staticmethod
+    def run_forward(ctx, run, encoded, parameters):
         weights = [w.detach().to(run.dtype) for w in parameters[: len(run.layers)]]
         weights = [w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w for w in weights]
         readout = parameters[len(run.layers)].detach().to(run.state_dtype)
@@ -593,7 +479,13 @@ class _FusedVoltages(torch.autograd.Function):
         return torch.cat(currents).cumsum(0)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
+        with torch.autocast(ctx.run.device.type, enabled=False):
+            return _FusedVoltages.run_backward(ctx, grad)
+
+    @staticmethod
+    def run_backward(ctx, grad):
         if ctx.kept is None:
             raise RuntimeError("the fused engine frees what it kept in the backward pass: it can run only once")
         kept, ctx.kept = ctx.kept, None

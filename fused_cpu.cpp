@@ -55,7 +55,7 @@ struct Layer {
 struct Strips {
     int64_t rows, columns, side;           // of the layer, side: of the pooling window
     int64_t bands, per_band, across, width;  // rows of strips, strips in each, pixels in each, channels at a time
-    int64_t out_rows, out_columns;
+    int64_t out_rows, out_columns, most_items;
 
     Strips(const Layer &l, int64_t steps) : side(l.pool) {
         rows = side == 1 ? 1 : l.H;
@@ -64,12 +64,13 @@ struct Strips {
         const int64_t budget = std::max<int64_t>(16 * side * side, std::min<int64_t>(2048, 131072 / steps));
         width = std::min(l.C, std::max<int64_t>(16, budget / (side * side) / 16 * 16));
         across = std::min((columns + side - 1) / side, std::max<int64_t>(1, budget / (side * side * width))) * side;
+        most_items = std::clamp<int64_t>((int64_t(1) << 24) / (steps * l.C), 2, 128);  // each has sums of its own
         bands = (side == 1 ? 1 : l.B) * ((rows + side - 1) / side);
         per_band = (columns + across - 1) / across;
     }
     int64_t count() const { return bands * per_band; }
     int64_t outputs() const { return side == 1 ? columns : bands / ((rows + side - 1) / side) * out_rows * out_columns; }
-    int64_t per_item() const { return std::max<int64_t>(1, (count() + 127) / 128); }
+    int64_t per_item() const { return (count() + most_items - 1) / most_items; }
     int64_t items() const { return (count() + per_item() - 1) / per_item(); }
     int64_t pixels() const { return side * across; }
 };

@@ -214,7 +214,7 @@ def _unpack(packed, spikes, count, SHARE: tl.constexpr, ACC: tl.constexpr, BLOCK
 
 
 class TritonPasses:
-    """The passes under the names, arguments and results of `CpuPasses` in fused.py.
+    """The passes under the names, arguments and results of `CpuPasses` in fused_cpu.py.
 
     The sizes of the work change nothing but speed and the order of sums. tile: neurons of a tile.
     channels: most channels of a tile. rows: rows that a program of `statistics` sums. chunk: time-steps

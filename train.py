@@ -89,21 +89,23 @@ def train_epoch(net, step, loader, device, epoch, args):
     """One pass over the training set with `step(images, labels)`. Returns (mean loss, accuracy in %, images/s)."""
     net.train()
     utill.seed_stream(args.seed, 0, epoch)
-    losses, correct, seen, start = 0.0, 0, 0, time.perf_counter()
+    losses, rights, start = utill.AverageMeter(), utill.AverageMeter(), time.perf_counter()
     look_every = 1 if device.type == "cpu" else 20  # reading a number makes a GPU wait
     bar = tqdm(loader, desc=f"epoch {epoch + 1}/{args.num_epochs}", unit="batch", disable=None, leave=False)
     for i, (images, labels) in enumerate(bar, start=1):
         loss, right = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
-        losses, correct, seen = losses + loss * len(labels), correct + right, seen + len(labels)
+        losses.update(loss, len(labels))
+        rights.update(right / len(labels), len(labels))
         if i % look_every == 0 or i == len(loader):
-            mean, speed = float(losses) / seen, seen / (time.perf_counter() - start)
+            mean, acc = float(losses.avg), 100 * float(rights.avg)
+            speed = losses.count / (time.perf_counter() - start)
             if not math.isfinite(mean):
                 raise UserError(f"the loss became {mean} at epoch {epoch + 1}, step {i}: lower --lr, or check the data")
-            bar.set_postfix_str(f"loss {mean:.4f}, acc {100 * int(correct) / seen:.1f} %, {speed:.1f} images/s")
+            bar.set_postfix_str(f"loss {mean:.4f}, acc {acc:.1f} %, {speed:.1f} images/s")
     # weights that are no numbers may hide behind a finite loss: neurons that never fire give logits of zero
     if not all(tensor.isfinite().all() for tensor in net.state_dict().values()):
         raise UserError(f"the weights became infinite or nan in epoch {epoch + 1}: lower --lr, or check the data")
-    return mean, 100 * int(correct) / seen, speed
+    return mean, acc, speed
 
 
 def write_scalars(writer, record, gammas, epoch):
@@ -134,8 +136,8 @@ def main(argv=None):
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     step = functools.partial(train_step, net, optimizer, scaler, args.amp)
     if args.cuda_graph:
-        if device.type != "cuda" or engine != "fused" or args.amp == "fp16":
-            raise UserError("--cuda_graph needs a GPU, the fused engine and --amp bf16 or off")
+        if device.type != "cuda" or engine != "fused" or args.amp == "fp16" or args.optimizer != "sgd":
+            raise UserError("--cuda_graph needs a GPU, the fused engine, --optimizer sgd and --amp bf16 or off")
         step = fused.GraphedStep(step)
     if args.data_on_device:
         for loader in filter(None, (loaders.train, loaders.val, loaders.test)):
@@ -155,6 +157,7 @@ def main(argv=None):
         for group in optimizer.param_groups:
             if args.cuda_graph and group["lr"] != lr:
                 step.forget()  # the graph holds the learning rate it was captured with
+                optimizer.zero_grad(set_to_none=True)
             group["lr"] = lr
         loaders.train.set_epoch(epoch)
         loss, acc, speed = train_epoch(net, step, loaders.train, device, epoch, args)

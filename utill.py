@@ -56,6 +56,8 @@ def pick_device(name):
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # for what asks for the current device
     except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         raise UserError(f"--device {name}: this machine or this PyTorch has no such device; try --device cpu") from None
     return device

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import fused
+import fused_cpu
 import model
 from model import ARCHS, SNN_VGG9_BNTT, SpikingVGG
 from utill import SpikeMeter
@@ -44,6 +47,10 @@ def make_net(arch="tiny", T=4, img_size=8, dtype=torch.float64, **options):
         elif name.endswith("running_mean"):
             torch.nn.init.uniform_(buffer, -0.2, 0.2)
     return net
+
+
+def batch_norms(net):
+    return [m for m in net.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
 
 
 def run(net, images, labels, steps=None, seed=1):
@@ -118,15 +125,27 @@ def test_equals_the_plain_loop(
     net = make_net(arch, T, img_size, **options).train(training)
     images = torch.randn(batch, 3, img_size, img_size, dtype=torch.float64) * 1.5
     images = images.abs().clamp(max=1) if encoding == "poisson_binary" else images
-    # without BatchNorm a random net may fall silent; the whole VGGs below are all checked to be alive
+    # without its batch's statistics a random net may fall silent; the whole VGGs below are all alive
     compare(net, images, save_memory=save_memory, alive=norm == "bntt" and training)
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("spike_order", ["integrate_first", "fire_first"])
-@pytest.mark.parametrize(("arch", "img_size"), [("vgg9", 8), ("vgg11", 16)])
-def test_whole_vgg_equals_the_plain_loop(arch, img_size, spike_order):
-    net = make_net(arch, 12, img_size, spike_order=spike_order, threshold=0.8)
-    compare(net, torch.randn(2, 3, img_size, img_size, dtype=torch.float64) * 2)
+@pytest.mark.parametrize(
+    ("arch", "img_size", "norm"),
+    [("vgg9", 8, "bntt"), ("vgg9", 8, "bn"), ("vgg9", 8, "none"), ("vgg11", 16, "bntt")],
+)
+def test_whole_vgg_equals_the_plain_loop(arch, img_size, norm, spike_order, training):
+    net = make_net(arch, 12, img_size, norm=norm, spike_order=spike_order, threshold=0.8)
+    images = torch.randn(2, 3, img_size, img_size, dtype=torch.float64) * 2
+    if norm != "none":  # running statistics of this very batch, or eval mode falls silent
+        for bn in batch_norms(net):
+            bn.momentum = 1.0
+        with torch.no_grad():
+            net.train()(images)
+        for bn in batch_norms(net):
+            bn.momentum = 0.1
+    compare(net.train(training), images)
 
 
 def test_first_steps_only():
@@ -273,16 +292,59 @@ def test_attached_net_can_be_copied():
     assert torch.equal(*outputs)
 
 
+def test_logits_under_autocast_are_float32():
+    net = fused.attach(make_net(dtype=torch.float32))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net.voltages(torch.randn(2, 3, 8, 8)).dtype == torch.float32
+
+
+def test_float64_net_stays_float64_under_autocast():
+    net = make_net()
+    other = fused.attach(copy.deepcopy(net))
+    with torch.autocast("cpu", torch.bfloat16):
+        compared = [run(each, torch.randn(2, 3, 8, 8).double(), torch.arange(2))[0] for each in (net, other)]
+    assert compared[1].dtype == torch.float64
+
+
+def test_backward_inside_autocast_is_the_same():
+    images, gradients = torch.randn(2, 3, 8, 8), []
+    for inside in (True, False):
+        net = fused.attach(make_net(dtype=torch.float32))
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = net(images).square().sum()
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        gradients.append([p.grad for p in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_empty_batch_gives_no_rows():
+    net = fused.attach(make_net().eval())
+    assert net.voltages(torch.zeros(0, 3, 8, 8, dtype=torch.float64)).shape == (4, 0, 5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the symbol is that of GNU's OpenMP runtime")
+def test_build_has_openmp():
+    library = fused_cpu.compiled(Path(fused_cpu.__file__).with_name("fused_cpu.cpp"))
+    assert b"GOMP_parallel" in library.read_bytes()
+
+
 def test_results_do_not_depend_on_the_number_of_threads():
     results, threads = [], torch.get_num_threads()
     for count in (1, 2):
         torch.set_num_threads(count)
-        passes, shape = fused.CpuPasses(), fused.Shape(4, 4, 8, 8, 20, 2, False, 0.9, 1.0)
+        passes, shape = fused_cpu.CpuPasses(), fused.Shape(4, 4, 8, 8, 20, 2, False, 0.9, 1.0)
         torch.manual_seed(0)
         x, a, grad = torch.randn(shape.full), torch.rand(4, 20) + 0.5, torch.randn(shape.pooled)
-        results.append(
-            passes.lif_backward(x, shape, a, a, a, None, grad, None, False, True) + passes.statistics(x, shape)
-        )
+        delta, *sums = passes.lif_backward(x, shape, a, a, a, None, grad, None, False, True)
+        delta = passes.affine(delta, x, shape, a, a, a).clone()
+        packed = torch.empty(shape.pooled, dtype=torch.uint8)
+        spikes = passes.lif_forward(x, shape, a, a, None, False, packed, fresh=True)
+        assert torch.equal(spikes, passes.unpack(packed, 0.25, torch.float32))
+        results.append([delta, *sums, spikes, *passes.statistics(x, shape)])
     torch.set_num_threads(threads)
     assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
@@ -327,9 +389,17 @@ def test_unknown_part_is_named():
         fused.attach(net)
 
 
+def untracked(net):
+    """Keep no running statistics in one BatchNorm."""
+    net.bntt1[1].track_running_stats = False
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        untracked,
+        lambda net: setattr(net.bntt1[1], "momentum", 0.2),
+        lambda net: setattr(net.bntt1[0], "bias", torch.nn.Parameter(torch.zeros(8))),
         lambda net: setattr(net, "pool_conv1", torch.nn.MaxPool2d(2)),
         lambda net: setattr(net, "pool_conv1", torch.nn.AvgPool2d(2, ceil_mode=True)),
         lambda net: setattr(net, "conv1", torch.nn.Conv2d(3, 8, 3, padding=1)),
@@ -369,9 +439,9 @@ def test_half_precision_on_a_cpu_takes_the_plain_loop():
 def test_missing_compiler_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(fused.shutil, "which", lambda name: None)
+    monkeypatch.setattr(fused_cpu.shutil, "which", lambda name: None)
     with pytest.raises(fused.Unsupported, match="C\\+\\+ compiler"):
-        fused.CpuPasses()
+        fused_cpu.CpuPasses()
 
 
 def test_failed_build_is_named_and_leaves_nothing(monkeypatch, tmp_path):
@@ -379,7 +449,7 @@ def test_failed_build_is_named_and_leaves_nothing(monkeypatch, tmp_path):
     source = tmp_path / "broken.cpp"
     source.write_text("int main( { return 0; }")
     with pytest.raises(fused.Unsupported, match="could not be compiled"):
-        fused._compiled(source)
+        fused_cpu.compiled(source)
     assert list((tmp_path / "bntt").iterdir()) == []
 
 
@@ -387,12 +457,12 @@ def test_build_is_cached_per_processor(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = tmp_path / "tiny.cpp"
     source.write_text('extern "C" int answer() { return 42; }')
-    first = fused._compiled(source)
+    first = fused_cpu.compiled(source)
     stamp = first.stat().st_mtime_ns
-    assert fused._compiled(source) == first
+    assert fused_cpu.compiled(source) == first
     assert first.stat().st_mtime_ns == stamp
-    monkeypatch.setattr(fused, "_processor", lambda: "another processor")
-    assert fused._compiled(source) != first
+    monkeypatch.setattr(fused_cpu, "_processor", lambda: "another processor")
+    assert fused_cpu.compiled(source) != first
 
 
 def test_engine_builds_here():
