@@ -17,6 +17,7 @@ Shapes: N or B images, C channels, H x W pixels.
 import hashlib
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -442,10 +443,12 @@ class Loader:
             return (self.maker[key] for key in self.keys)
         if self._workers is None:
             # its own generator: torch's would otherwise be drawn from at every epoch
-            self._workers = DataLoader(
-                self.maker, batch_size=None, sampler=self.keys, num_workers=self.num_workers,
-                collate_fn=_as_is, persistent_workers=True, generator=torch.Generator(),
-            )  # fmt: skip
+            with warnings.catch_warnings():  # how many workers is for the user to say
+                warnings.filterwarnings("ignore", message="This DataLoader will create")
+                self._workers = DataLoader(
+                    self.maker, batch_size=None, sampler=self.keys, num_workers=self.num_workers,
+                    collate_fn=_as_is, persistent_workers=True, generator=torch.Generator(),
+                )  # fmt: skip
         return iter(self._workers)
 
 

@@ -500,8 +500,9 @@ def plot_scaling(scaling, args, path):
     import matplotlib.pyplot as plt
 
     columns = {"train": "training step [s]", "infer": "inference [s]", "peak_mb": "peak memory [MB]"}
+    columns = {key: label for key, label in columns.items() if key in (*args.modes, "peak_mb")}
     labels = {"num_steps": f"time-steps T (batch {args.batch_size})", "batch_size": f"batch (T = {args.num_steps})"}
-    figure, grid = plt.subplots(2, 3, figsize=(12, 6.5), constrained_layout=True)
+    figure, grid = plt.subplots(2, len(columns), figsize=(4 * len(columns), 6.5), constrained_layout=True)
     for row, (axis, contenders) in zip(grid, scaling.items(), strict=True):
         for ax, (key, label) in zip(row, columns.items(), strict=True):
             for name, measured in contenders.items():
