@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import reprlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +38,8 @@ class Number(NamedTuple):
 
 
 positive_int = Number(int, lambda x: x >= 1, "an integer of at least 1")
-count = Number(int, lambda x: x >= 0, "an integer of at least 0")
+size = Number(int, lambda x: 1 <= x <= 10_000, "an integer of at least 1 and at most 10000")  # more is a slip
+processes = Number(int, lambda x: 0 <= x <= 256, "an integer of at least 0 and at most 256")
 seed = Number(int, lambda x: 0 <= x < 2**63, "an integer of at least 0 and below 2**63")
 unit_float = Number(float, lambda x: 0 < x <= 1, "a number in (0, 1]")
 fraction = Number(float, lambda x: 0 <= x < 1, "a number in [0, 1)")
@@ -57,6 +59,19 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, description=None, **options):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False, **options)
+        self.datasets = {}  # set by `add_data_arguments`
+
+    def parse_args(self, argv=None):
+        """Parse argv; what is None because it depends on the data set is filled in."""
+        args = super().parse_args(argv)
+        row = self.datasets.get(getattr(args, "dataset", None))
+        if row and args.permuted:
+            if args.encoding not in (None, "pixels", "pixels_permuted") or row.encoding != "pixels":
+                raise UserError("--permuted belongs to --dataset smnist with a pixel a time-step")
+            args.encoding = "pixels_permuted"
+        elif row and args.encoding is None:
+            args.encoding = row.encoding
+        return args
 
     def error(self, message):
         raise UserError(f"{message} (--help lists every flag)")
@@ -79,7 +94,7 @@ class ArgumentParser(argparse.ArgumentParser):
                 self.set_defaults(**{key: _config_value(actions[key], value)})
             except ValueError as error:
                 hint = " (YAML reads 5e-4 as text: write 5.0e-4)" if _is_number(value) else ""
-                raise UserError(f"{source}: {key} must be {error}, got {value!r}{hint}") from None
+                raise UserError(f"{source}: {key} must be {error}, got {reprlib.repr(value)}{hint}") from None
 
 
 def _config_value(action, value):
@@ -121,25 +136,33 @@ def add_net_arguments(parser):
     """The flags that define the net."""
     group = parser.add_argument_group("network")
     group.add_argument("--arch", default="vgg9", choices=list(ARCHS), help="network")
-    group.add_argument("--num_steps", default=25, type=positive_int, help="time-steps T")
+    group.add_argument("--num_steps", default=25, type=size, help="time-steps T")
     group.add_argument("--leak_mem", default=0.95, type=unit_float, help="membrane leak per step")
     group.add_argument("--threshold", default=1.0, type=positive_float, help="firing threshold")
     group.add_argument("--norm", default="bntt", choices=list(NORMS), help="normalisation")
-    group.add_argument("--encoding", default="poisson", choices=list(ENCODERS), help="input encoding")
+    group.add_argument("--encoding", default=None, choices=list(ENCODERS),
+                       help="input encoding (default: as suits the data set)")  # fmt: skip
     group.add_argument("--spike_order", default="integrate_first", choices=LIF.ORDERS, help="order inside a step")
 
 
 def add_data_arguments(parser, datasets):
     """The flags that define the data. Returns their group."""
+    parser.datasets = datasets
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", default="cifar10", choices=list(datasets), help="data set")
     group.add_argument("--data_dir", default="./data", type=str, help="where the data lies or is downloaded to")
-    group.add_argument("--img_size", default=None, type=positive_int, help="resize to this (default: as the data is)")
+    group.add_argument("--img_size", default=None, type=size, help="resize to this (default: as the data is)")
     group.add_argument("--batch_size", default=256, type=positive_int, help="training batch; testing uses twice it")
-    group.add_argument("--num_workers", default=4, type=count, help="data loading processes (0: in this one)")
+    group.add_argument("--num_workers", default=4, type=processes, help="data loading processes (0: in this one)")
     group.add_argument("--limit_test", default=None, type=positive_int, help="use so many test images (default: all)")
     group.add_argument("--norm_stats", default="own", choices=["own", "authors"],
                        help="mean and std: the data set's own, or CIFAR-10's for all as the authors")  # fmt: skip
+    group.add_argument("--permuted", action="store_true", help="smnist: pixels in one fixed random order")
+    group.add_argument("--split_by", default="time", choices=["time", "number", "duration"],
+                       help="event data: T frames of equal time, of equally many events, or of --bin_ms")  # fmt: skip
+    group.add_argument("--bin_ms", default=5.0, type=positive_float, help="length of a frame for --split_by duration")
+    group.add_argument("--dvs_split", default="random", choices=["random", "first100"],
+                       help="dvs_cifar10, test part: a random tenth of each class, or its first 100")  # fmt: skip
     return group
 
 
@@ -167,10 +190,14 @@ def parse_with_config(parser, argv=None):
     path = first.parse_known_args(argv)[0].config
     if path is not None:
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
             raise UserError(f"cannot read the config {path}: {utill.reason_of(error)}") from None
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+        try:
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+                raise ValueError("a list of flags needs no aliases")  # a few lines of them unfold to gigabytes
+            values = yaml.safe_load(text)
+        except Exception as error:  # PyYAML raises many kinds
             raise UserError(f"the config {path} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
             raise UserError(f"the config {path} must be a list of `flag: value` lines")
@@ -192,13 +219,20 @@ def parse_with_checkpoint(parser, argv=None):
         missing = [key for key in NEEDED if key not in settings]
         if missing:
             raise UserError(f"{path} cannot be rebuilt: its config lacks {', '.join(missing)}")
-        known = {action.dest for action in parser._actions} - set(TRAINING_ONLY)
+        # not what the script does with the net: a checkpoint is not to name the files that it writes
+        shared = (g._group_actions for g in parser._action_groups if g.title in ("network", "data", "machine"))
+        known = {action.dest for actions in shared for action in actions} - set(TRAINING_ONLY)
         if settings.get("amp") == "fp16" and not torch.cuda.is_available():
             known.remove("amp")
         parser.apply_config({k: v for k, v in settings.items() if k in known}, f"the config in {path}")
         args = parser.parse_args(argv)
+        about = checkpoint["data"]
         for key in ("mean", "std", "classes"):  # as in training, whatever the test folder holds
-            setattr(args, key, checkpoint["data"][key])
+            setattr(args, key, about[key])
+        args.split_seed = settings.get("seed", args.seed)  # else recordings trained on would be tested
+        if args.dvs_split != settings.get("dvs_split", args.dvs_split):
+            raise UserError(f"{path} was trained with --dvs_split {settings['dvs_split']}: test it on the same")
+        utill.check_weights(args, checkpoint, about["img_size"], len(about["classes"]), about["in_channels"])
         return args, checkpoint
     state = checkpoint["state_dict"]
     if any(name.startswith("bntt_fc.") and name.endswith(".bias") for name in state):

@@ -14,12 +14,12 @@ batch size or the global random state, which stays untouched (the Poisson spikes
 Shapes: N or B images, C channels, H x W pixels.
 """
 
-import hashlib
 import os
+import shutil
+import signal
 import tempfile
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
@@ -28,20 +28,28 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets as published
 from torchvision.datasets.utils import check_integrity, extract_archive
-from torchvision.transforms import functional as transforms
-from tqdm import tqdm
 
+import events
+import utill
+from files import cached_images, download, extract_zip, list_images, mean_std, pixel_counts, read_image, resize
 from utill import UserError
 
 # The authors' numbers (their train.py), used for both CIFAR sets there. CIFAR-100's own are the mean
 # and standard deviation over all pixels of its training images, as in weiaicunzai/pytorch-cifar100.
 CIFAR10_STATS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CIFAR100_STATS = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
-UNIT_STATS = (0.0,), (1.0,)  # images stay in [0, 1]
+# Over all pixels of its training images, as in aimagelab/mammoth, seq_tinyimagenet.py; the other deviations in
+# use, (0.2302, 0.2265, 0.2262), are the means of those of each image. A slice of the classes takes the same.
+TINY_IMAGENET_STATS = (0.4802, 0.4480, 0.3975), (0.2770, 0.2691, 0.2821)
+UNIT_STATS = (0.0,), (1.0,)  # images stay in [0, 1], event counts as they are
+
+MNIST_FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+
+TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TINY_IMAGENET_SIZE, TINY_IMAGENET_MD5 = 248_100_043, "90528d7ca1a48142e341f4ef8d21d0de"
 
 EPOCH, SUBSET, FIXED = range(3)  # one random stream per purpose: default_rng([seed, purpose, ...])
 
@@ -49,7 +57,7 @@ EPOCH, SUBSET, FIXED = range(3)  # one random stream per purpose: default_rng([s
 class Split(NamedTuple):
     """Images as stored, before augmentation and normalisation."""
 
-    images: torch.Tensor  # uint8 [N, C, H, W]
+    images: torch.Tensor  # uint8 [N, C, H, W]; event frames [N, T, C, H, W], events counted per pixel
     labels: torch.Tensor  # int64 [N]
 
 
@@ -165,8 +173,129 @@ def imagefolder(args, train_too):
     return Raw(train, load("test")[0], classes, stats)
 
 
+def tiny_imagenet(args, train_too):
+    """Tiny-ImageNet or a slice of its classes, 64x64, from data_dir (or tiny-imagenet-200 in it), else downloaded.
+
+    The test split is the published val part: the labels of the test part were never published. Classes are
+    those of wnids.txt, in its order, called by their first name in words.txt. Raises UserError if a file is
+    damaged, cannot be downloaded or does not agree with the others.
+    """
+    root = tiny_imagenet_folder(Path(args.data_dir))
+    wnids = [line.split()[0] for line in read_lines(root / "wnids.txt")]
+    if not wnids or len(set(wnids)) < len(wnids):
+        raise UserError(f"{root / 'wnids.txt'} must name every class once")
+    words = dict(line.split("\t", 1) for line in read_lines(root / "words.txt") if "\t" in line)
+    names = [words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids]
+    names = [f"{name} ({wnid})" if names.count(name) > 1 else name for name, wnid in zip(names, wnids, strict=True)]
+
+    def load(split, files):
+        """files: [(path, wnid)]"""
+        number = {wnid: k for k, wnid in enumerate(wnids)}
+        images, _ = cached_images(root, split, [path for path, _ in files], args.img_size)
+        return Split(images, torch.tensor([number[wnid] for _, wnid in files]))
+
+    val = tiny_imagenet_val(root / "val", wnids)
+    train = [(path, wnid) for wnid in wnids for path in jpegs(root / "train" / wnid / "images")] if train_too else None
+    return Raw(load("train", train) if train_too else None, load("val", val), names)
+
+
+def tiny_imagenet_folder(root):
+    """The folder of the published form in or at `root`; if there is none it is unpacked there, or downloaded first."""
+    folder, archive = root / "tiny-imagenet-200", root / "tiny-imagenet-200.zip"
+    if folder.is_dir():
+        return folder
+    if (root / "wnids.txt").exists() or (root / "val").is_dir():
+        return root
+    download(TINY_IMAGENET_URL, archive, TINY_IMAGENET_SIZE, TINY_IMAGENET_MD5)
+    extract_zip(archive, folder, most_bytes=1 << 30, top=folder.name)
+    return folder
+
+
+def tiny_imagenet_val(folder, wnids):
+    """[(path, wnid)] of val/ as val_annotations.txt has them; UserError unless it names each image once, of a class."""
+    notes = folder / "val_annotations.txt"
+    found = [line.split()[:2] for line in read_lines(notes)]
+    for name, *wnid in found:
+        if not wnid or wnid[0] not in wnids:
+            raise UserError(f"{notes}: {name} is of the class {' '.join(wnid)!r}, which wnids.txt does not name")
+    named, there = [name for name, _ in found], {path.name for path in jpegs(folder / "images")}
+    if missing := sorted(set(named) - there):
+        raise UserError(f"{notes} names images that are not in {folder / 'images'}: {', '.join(missing[:5])}")
+    if unnamed := sorted(there - set(named)):
+        raise UserError(f"{notes} does not name these images: {', '.join(unnamed[:5])}")
+    if len(set(named)) < len(named):
+        raise UserError(f"{notes} names an image twice")
+    return [(folder / "images" / name, wnid) for name, wnid in found]
+
+
+def jpegs(folder):
+    """Sorted paths of the JPEG files in `folder`; UserError if there are none."""
+    found = sorted(folder.glob("*.JPEG"))
+    if not found:
+        raise UserError(f"{folder} is missing or has no .JPEG in it: unpack the published archive again")
+    return found
+
+
+def read_lines(path):
+    """Lines of a text file, less empty ones; UserError if it is missing or is no text."""
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {utill.reason_of(error)}") from error
+
+
+def mnist(args, train_too):
+    """MNIST's idx files, grey, 28x28, from data_dir/MNIST/raw, downloaded there if they are not yet there."""
+    root, new = Path(args.data_dir), not Path(args.data_dir).exists()
+    try:
+        if not all((root / "MNIST/raw" / name).exists() for name in MNIST_FILES):
+            published.MNIST(root, download=True)
+        splits = [published.MNIST(root, train=train) for train in ([True, False] if train_too else [False])]
+        if any(len(s.data) != len(s.targets) or len(s.data) == 0 or s.targets.max() > 9 for s in splits):
+            raise ValueError("images and labels do not go together")
+    except Exception as error:  # torchvision raises many kinds on a damaged file
+        if new:
+            shutil.rmtree(root, ignore_errors=True)
+        raise UserError(
+            f"cannot read MNIST in {root}, nor download it ({utill.reason_of(error)}): put its four files "
+            f"({MNIST_FILES[0]} ...) into {root / 'MNIST/raw'}"
+        ) from None
+    splits = [Split(split.data[:, None], split.targets) for split in splits]
+    return Raw(splits[0] if train_too else None, splits[-1], [str(k) for k in range(10)])
+
+
+def nmnist(args, train_too):
+    """N-MNIST (Orchard et al. 2015): recordings of an event camera, from data_dir, as frames of event counts.
+
+    Raises UserError if the files are not there or damaged.
+    """
+    splits = ["train", "test"] if train_too else ["test"]
+    parts = {split: events.list_nmnist(Path(args.data_dir), split) for split in splits}
+    return event_frames(args, events.NMNIST, parts, events.DIGITS)
+
+
+def dvs_cifar10(args, train_too):
+    """CIFAR10-DVS (Li et al. 2017) from data_dir, as frames of event counts; it has no split of its own.
+
+    args.dvs_split: `random`, a tenth of each class drawn from the seed of the training for testing, or `first100`, its
+    first 100 recordings. Raises UserError if the files are not there or damaged.
+    """
+    seed = getattr(args, "split_seed", args.seed)
+    parts = events.list_cifar10_dvs(Path(args.data_dir), args.dvs_split, seed)
+    if not train_too:
+        del parts["train"]
+    return event_frames(args, events.DVS_CIFAR10, parts, events.CIFAR10)
+
+
+def event_frames(args, source, parts, classes):
+    """Frames of the recordings `parts`, {split: [(path, label)]}, of an events.Source."""
+    splits = {name: Split(*events.cached_frames(args, source, name, part)) for name, part in parts.items()}
+    return Raw(splits.get("train"), splits["test"], classes)
+
+
 class Row(NamedTuple):
     load: Callable
+    encoding: str = "poisson"  # unless the command line says otherwise
     augment: bool = True  # crop and flip unless the command line says otherwise
     stats: tuple | None = None  # (mean, std) per channel in [0, 1]; None = measured on the training set
 
@@ -175,154 +304,13 @@ DATASETS = {
     "cifar10": Row(partial(cifar, published.CIFAR10), stats=CIFAR10_STATS),
     "cifar100": Row(partial(cifar, published.CIFAR100), stats=CIFAR100_STATS),
     "imagefolder": Row(imagefolder),
+    "tiny_imagenet": Row(tiny_imagenet, stats=TINY_IMAGENET_STATS),
+    "smnist": Row(mnist, "pixels", augment=False, stats=UNIT_STATS),
     "digits": Row(digits, augment=False),
     "synthetic": Row(synthetic),
+    "nmnist": Row(nmnist, "frames", augment=False),
+    "dvs_cifar10": Row(dvs_cifar10, "frames", augment=False),
 }
-
-
-# ---- Image files and their cache ----------------------------------------------------------------
-
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-CACHE_VERSION = 2  # raise it whenever decoding changes
-CHUNK = 1000  # images one decoding job returns
-
-
-def list_images(root, split):
-    """{class name: sorted paths} of root/split/<class>/**; UserError if the tree is not of that form."""
-    if not root.is_dir():
-        raise UserError(f"data folder {root} does not exist: name one with train/<class>/ and test/<class>/ inside")
-    if not (root / split).is_dir():
-        raise UserError(f"data folder {root} has no {split}/: it must hold train/<class>/ and test/<class>/")
-    found = {}
-    for folder in sorted(p for p in (root / split).iterdir() if p.is_dir() and not p.name.startswith(".")):
-        names = [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
-        found[folder.name] = sorted(p for p in names if Path(p).suffix.lower() in IMAGE_SUFFIXES)
-        if not found[folder.name]:
-            raise UserError(f"class folder {folder} has no image in it: add some or remove the folder")
-    if not found:
-        raise UserError(f"{root / split} is empty: it must hold one folder of images per class")
-    return found
-
-
-def read_image(path, in_channels=3):
-    """uint8 [C, H, W] of one file, converted to RGB (in_channels 3) or grey (1)."""
-    try:
-        with Image.open(path) as image:
-            return transforms.pil_to_tensor(image.convert("RGB" if in_channels == 3 else "L"))
-    except Exception as error:  # Pillow raises many kinds
-        raise UserError(f"cannot read image {path}: {error}") from error
-
-
-def resize(images, size):
-    """uint8 [..., H, W] -> [..., size, size]: bilinear with antialias, unchanged if already so."""
-    if images.shape[-2:] == (size, size):
-        return images
-    return torch.cat([transforms.resize(part, [size, size], antialias=True) for part in images.split(CHUNK)])
-
-
-def decode(paths, size, may_resize):
-    """uint8 array [N, 3, size, size] of the files; UserError if one is of another size and may not be."""
-    images = [read_image(path) for path in paths]
-    for path, image in zip(paths, images, strict=True):
-        if not may_resize and image.shape[1:] != (size, size):
-            raise UserError(f"{path} is not {size}x{size}: pass --img_size to bring all images to one size")
-    return torch.stack([resize(image, size) for image in images]).numpy()
-
-
-def cached_images(root, split, paths, img_size):
-    """Decoded images of `paths`, uint8 [N, 3, S, S] mapped from a cache file, and their (mean, std).
-
-    S: img_size, or None for the images' own size. The file's name carries a hash of the version,
-    img_size and every path, size and time of change, so that another list of files is another cache.
-    """
-    size = img_size or max(read_image(paths[0]).shape[1:])
-    facts = [(os.path.relpath(path, root), os.stat(path)) for path in paths]
-    listing = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in facts)
-    key = hashlib.sha256(f"{CACHE_VERSION} {img_size}\n{listing}".encode()).hexdigest()[:16]
-    folder, prefix = cache_folder(root), f"{split}-{img_size or 'own'}-"
-    path = folder / f"{prefix}{key}.npy"
-    shape = len(paths), 3, size, size
-    cache = read_cache(path, shape)
-    if cache is None:
-        write_cache(path, shape, paths, may_resize=img_size is not None)
-        for old in set(folder.glob(f"{prefix}*")) - {path}:
-            old.unlink(missing_ok=True)
-        cache = read_cache(path, shape)
-    return cache
-
-
-def cache_folder(root):
-    """root/.bntt_cache, or one under the user's cache folder where root cannot be written to."""
-    name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    for folder in (root / ".bntt_cache", user / "bntt" / name):
-        with suppress(OSError, RuntimeError):
-            folder = folder.expanduser()
-            folder.mkdir(parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK):
-                return folder
-    raise UserError(f"cannot write the decoded images to {root} nor to {user}: set XDG_CACHE_HOME to a writable folder")
-
-
-def read_cache(path, shape):
-    """(images, mapped and not read, (mean, std)) in the file; None if it is not there and whole."""
-    try:
-        images = np.load(path, mmap_mode="c")  # copy on write: torch wants writable memory
-        stats = np.fromfile(path, "f8", offset=images.offset + images.nbytes)
-    except (OSError, ValueError, EOFError, AttributeError):
-        return None
-    if images.dtype != np.uint8 or images.shape != shape or stats.size != 6:
-        return None
-    return torch.from_numpy(images), (stats[:3].tolist(), stats[3:].tolist())
-
-
-def write_cache(path, shape, paths, may_resize):
-    """Decode `paths` into the cache file: written aside, synced and renamed, so never half there.
-
-    One file, that images and statistics are whole together or not there at all: a .npy of the images,
-    and behind it mean and std of the three channels as float64.
-    """
-    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
-    job = partial(decode, size=shape[-1], may_resize=may_resize)
-    workers = min(8, os.cpu_count() or 1, len(chunks))
-    pool = ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) if workers > 1 else None
-    counts = 0
-    header = dict(descr="|u1", fortran_order=False, shape=shape)
-    try:
-        with (
-            tempfile.TemporaryDirectory(dir=path.parent, prefix="tmp-") as aside,
-            tqdm(total=len(paths), desc="decoding images once", unit="img", disable=None) as bar,
-        ):
-            with open(Path(aside) / path.name, "wb") as file:
-                np.lib.format.write_array_header_1_0(file, header)
-                for images in (pool.map if pool else map)(job, chunks):
-                    file.write(images.data)
-                    counts = counts + pixel_counts(images)
-                    bar.update(len(images))
-                file.write(np.array(mean_std(counts)).data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(Path(aside) / path.name, path)
-    except OSError as error:
-        raise UserError(f"cannot write the decoded images to {path.parent}: {error}") from error
-    finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
-        with suppress(OSError):  # succeeds only on an empty folder: nothing is left of a failed first run
-            path.parent.rmdir()
-
-
-def pixel_counts(images):
-    """[C, 256]: how often each value occurs in each channel of uint8 [N, C, H, W]."""
-    return np.stack([np.bincount(images[:, c].ravel(), minlength=256) for c in range(images.shape[1])])
-
-
-def mean_std(counts):
-    """Per-channel mean and deviation in [0, 1] from `pixel_counts`; deviation 1 for a constant channel."""
-    weights, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
-    mean = weights @ values
-    std = np.sqrt(np.maximum(weights @ values**2 - mean**2, 0))
-    return mean.tolist(), np.where(std < 1e-6, 1.0, std).tolist()
 
 
 def load_images(paths, img_size, in_channels, mean, std):
@@ -334,7 +322,9 @@ def load_images(paths, img_size, in_channels, mean, std):
 
 
 def normalize(images, mean, std):
-    """uint8 [B, C, H, W] -> float32 (x / 255 - mean) / std, on the images' device."""
+    """uint8 [B, C, H, W] -> float32 (x / 255 - mean) / std, on the images' device; event frames as counts."""
+    if images.ndim == 5:
+        return images.float()
     mean, std = (torch.tensor(v, dtype=torch.float32, device=images.device).view(-1, 1, 1) for v in (mean, std))
     return images.float().div_(255).sub_(mean).div_(std)
 
@@ -385,7 +375,7 @@ class BatchMaker:
         if self.augment:
             draws = epoch_draws(self.seed, epoch, len(self.split.labels))
             dy, dx, flip = (draw[indices].to(device) for draw in (draws.dy, draws.dx, draws.flip))
-            images = augment_batch(images, dy, dx, flip)
+            images = augment_batch(images.flatten(1, -3), dy, dx, flip).view(images.shape)  # frames alike
         return normalize(images, self.mean, self.std), self.split.labels[here]
 
 
@@ -443,13 +433,19 @@ class Loader:
             return (self.maker[key] for key in self.keys)
         if self._workers is None:
             # its own generator: torch's would otherwise be drawn from at every epoch
+            options = dict(generator=torch.Generator(), worker_init_fn=_leave_signals_to_main)
+            options |= dict(sampler=self.keys, batch_size=None, collate_fn=_as_is, persistent_workers=True)
             with warnings.catch_warnings():  # how many workers is for the user to say
                 warnings.filterwarnings("ignore", message="This DataLoader will create")
-                self._workers = DataLoader(
-                    self.maker, batch_size=None, sampler=self.keys, num_workers=self.num_workers,
-                    collate_fn=_as_is, persistent_workers=True, generator=torch.Generator(),
-                )  # fmt: skip
+                self._workers = DataLoader(self.maker, num_workers=self.num_workers, **options)
         return iter(self._workers)
+
+
+def _leave_signals_to_main(worker):
+    """A terminal or a scheduler signals every process of a run: the main one saves, then ends the workers."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _as_is(batch):
@@ -473,15 +469,17 @@ def build_loaders(args, train=True):
     """Loaders of args.dataset, a name in DATASETS. train=False: only the test loader.
 
     args: dataset, data_dir, batch_size, num_workers, seed, img_size, limit_test, norm_stats, encoding,
-    and for training val_fraction, limit_train, augment. A checkpoint's mean, std and classes, if args
-    has them, are used (checked, for the classes) instead of the data set's: then testing needs no
-    training images. The validation part is taken off first, --limit_train from what is left.
-    Raises UserError.
+    for event data num_steps, split_by, bin_ms and dvs_split, and for training val_fraction,
+    limit_train, augment. A checkpoint's mean, std and classes, if args has them, are used (checked, for
+    the classes) instead of the data set's: then testing needs no training images. The validation part
+    is taken off first, --limit_train from what is left. Raises UserError.
     """
     check_args(args, train)
     row = DATASETS[args.dataset]
     stats = CIFAR10_STATS if args.norm_stats == "authors" else row.stats
-    if args.encoding == "poisson_binary":
+    if (args.encoding == "frames") != (row.encoding == "frames"):
+        raise UserError(f"--encoding {args.encoding} does not go with {args.dataset}: event data takes frames, only it")
+    if args.encoding in ("poisson_binary", "frames"):
         stats = UNIT_STATS
     if getattr(args, "mean", None):
         stats = args.mean, args.std
@@ -489,12 +487,14 @@ def build_loaders(args, train=True):
         raw = row.load(args, train_too=train or stats is None)
     except OSError as error:
         raise UserError(f"cannot read {args.dataset} in {args.data_dir}: {error}") from error
-    if args.img_size:
+    if args.img_size and args.encoding != "frames":  # event frames were binned to their size
         train_split = raw.train and raw.train._replace(images=resize(raw.train.images, args.img_size))
         raw = raw._replace(train=train_split, test=raw.test._replace(images=resize(raw.test.images, args.img_size)))
-    channels, height, width = raw.test.images.shape[1:]
+    channels, height, width = raw.test.images.shape[-3:]
     if height != width or raw.train and raw.train.images.shape[1:] != raw.test.images.shape[1:]:
         raise UserError(f"the images of {args.dataset} are not all square and of one size: pass --img_size")
+    if odd := [str(c) for c in raw.classes if not utill.is_name(str(c))]:
+        raise UserError(f"the class {odd[0]!r:.100} has too long a name, or control characters in it: rename it")
     if getattr(args, "classes", None) and list(args.classes) != list(raw.classes):
         raise UserError(f"the classes of {args.data_dir} are not those that the net was trained on")
     mean, std = map(list, stats or raw.stats or mean_std(pixel_counts(raw.train.images.numpy())))

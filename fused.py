@@ -239,7 +239,7 @@ class Shape(NamedTuple):
 
 def _shapes(net, B, T):
     """The `Shape` of every spiking layer of `net`."""
-    shapes, size = [], net.img_size
+    shapes, size = [], net.encoder.size
     for layer in net.layers():
         size = size if isinstance(layer.synapse, nn.Conv2d) else 1
         kernel = getattr(layer.pool, "kernel_size", 1)

@@ -64,7 +64,7 @@ struct Strips {
         const int64_t budget = std::max<int64_t>(16 * side * side, std::min<int64_t>(2048, 131072 / steps));
         width = std::min(l.C, std::max<int64_t>(16, budget / (side * side) / 16 * 16));
         across = std::min((columns + side - 1) / side, std::max<int64_t>(1, budget / (side * side * width))) * side;
-        most_items = std::clamp<int64_t>((int64_t(1) << 24) / (steps * l.C), 2, 128);  // each has sums of its own
+        most_items = std::clamp<int64_t>((int64_t(1) << 21) / (steps * l.C), 8, 128);  // each has sums of its own
         bands = (side == 1 ? 1 : l.B) * ((rows + side - 1) / side);
         per_band = (columns + across - 1) / across;
     }

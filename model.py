@@ -35,14 +35,26 @@ def PoissonGen(images, rescale_fac=2.0):
     return (uniform * rescale_fac <= images.abs()).to(images.dtype) * images.sign()
 
 
-class PoissonEncoder(nn.Module):
+class Encoder(nn.Module):
+    """What the first layer sees of the input at step t (from 0): encoder(images, t) -> [B, C, H, W].
+
+    num_steps: T; channels: C; size: S, pixels a side of the input. `input_shape` is that of one input,
+    `size` then the pixels a side of what the first layer sees.
+    """
+
+    def __init__(self, num_steps, channels, size):
+        super().__init__()
+        self.input_shape, self.size = (channels, size, size), size
+
+
+class PoissonEncoder(Encoder):
     """Ternary Poisson spikes of normalised images: the authors' input."""
 
     def forward(self, images, t):
         return PoissonGen(images)
 
 
-class BinaryPoissonEncoder(nn.Module):
+class BinaryPoissonEncoder(Encoder):
     """0/1 spikes with probability x, for images in [0, 1]: the textbook rate code."""
 
     def forward(self, images, t):
@@ -50,17 +62,55 @@ class BinaryPoissonEncoder(nn.Module):
         return (uniform < images).to(images.dtype)
 
 
-class DirectEncoder(nn.Module):
+class DirectEncoder(Encoder):
     """The image itself, as an input current at every time-step."""
 
     def forward(self, images, t):
         return images
 
 
+class FrameEncoder(Encoder):
+    """A frame a time-step, as it is: event frames [B, T, C, S, S], one channel per polarity."""
+
+    def __init__(self, num_steps, channels, size):
+        super().__init__(num_steps, channels, size)
+        self.input_shape = (num_steps, channels, size, size)
+
+    def forward(self, frames, t):
+        return frames[:, t]
+
+
+class PixelEncoder(Encoder):
+    """A pixel a time-step, row by row, as it is: sequential MNIST. T must be S * S; gives [B, C, 1, 1]."""
+
+    def __init__(self, num_steps, channels, size):
+        super().__init__(num_steps, channels, size)
+        if num_steps != size**2:
+            raise ValueError(f"images of {size}x{size} pixels, one a time-step, need num_steps {size**2}")
+        self.size = 1
+
+    def forward(self, images, t):
+        return images.flatten(2)[:, :, t, None, None]
+
+
+class PermutedPixelEncoder(PixelEncoder):
+    """The pixels in one fixed random order, kept in the state dict: permuted sequential MNIST."""
+
+    def __init__(self, num_steps, channels, size):
+        super().__init__(num_steps, channels, size)
+        self.register_buffer("order", torch.randperm(num_steps, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, images, t):
+        return super().forward(images, self.order[t])
+
+
 ENCODERS = {
     "poisson": PoissonEncoder,
     "poisson_binary": BinaryPoissonEncoder,
     "direct": DirectEncoder,
+    "frames": FrameEncoder,
+    "pixels": PixelEncoder,
+    "pixels_permuted": PermutedPixelEncoder,
 }
 
 
@@ -187,6 +237,8 @@ NORMS = {"bntt": BNTT, "bn": SharedBN, "none": NoNorm}
 ARCHS = {
     "vgg9": ((64, 64, "A", 128, 128, "A", 256, 256, 256, "A"), (1024,)),
     "vgg11": ((64, "A", 128, "A", 256, 256, "A", 512, 512, "A", 512, 512, "G"), (4096,)),
+    "dvs_cnn7": ((128, 128, "A", 384, 384, "A"), (1024, 512)),  # Wu et al. 2019; BNTT gives no details
+    "fc3": ((), (256, 256)),  # sequential MNIST
 }
 
 
@@ -224,8 +276,8 @@ class SpikingVGG(nn.Module):
         for key, value in dict(num_steps=num_steps, num_cls=num_cls, in_channels=in_channels).items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{key} must be an integer of at least 1, got {value}")
-        self.num_steps, self.img_size, self.in_channels = num_steps, img_size, in_channels
-        self.encoder = ENCODERS[encoding]()
+        self.num_steps = num_steps
+        self.encoder = ENCODERS[encoding](num_steps, in_channels, img_size)
         channels, hidden = ARCHS[arch]
         self._names = []
 
@@ -237,7 +289,7 @@ class SpikingVGG(nn.Module):
             setattr(self, f"pool_{name}", pool or nn.Identity())
             self._names.append((name, norm_name))
 
-        c, size = in_channels, img_size
+        c, size = in_channels, self.encoder.size
         for i, (width, pool) in enumerate(_with_pools(channels), start=1):
             conv = nn.Conv2d(c, width, kernel_size=3, padding=1, bias=False)
             pools = {None: nn.Identity, "A": lambda: nn.AvgPool2d(2), "G": lambda: nn.AdaptiveAvgPool2d(1)}
@@ -245,7 +297,7 @@ class SpikingVGG(nn.Module):
             c, size = width, {None: size, "A": size // 2, "G": min(size, 1)}[pool]
         if size < 1:
             smallest = 2 ** channels.count("A")
-            raise ValueError(f"img_size of {arch} must be at least {smallest}, got {img_size}")
+            raise ValueError(f"img_size of {arch} must be at least {smallest}, got {self.encoder.size}")
         features = c * size * size
         for i, width in enumerate(hidden, start=1):
             norm_name = "bntt_fc" if len(hidden) == 1 else f"bntt_fc{i}"
@@ -279,9 +331,9 @@ class SpikingVGG(nn.Module):
             raise ValueError(f"steps must be between 1 and num_steps = {self.num_steps}, got {steps}")
         if not images.is_floating_point():
             raise ValueError(f"the net takes images of floating point, normalised, got {images.dtype}")
-        if images.ndim != 4 or images.shape[1:] != (self.in_channels, self.img_size, self.img_size):
-            expected = f"[B, {self.in_channels}, {self.img_size}, {self.img_size}]"
-            raise ValueError(f"the net takes images {expected}, got {list(images.shape)}")
+        if images.shape[1:] != self.encoder.input_shape:
+            expected = ", ".join(["B", *map(str, self.encoder.input_shape)])
+            raise ValueError(f"the net takes images [{expected}], got {list(images.shape)}")
         batch_norms = (m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
         if len(images) < 2 and any(norm.training for norm in batch_norms):
             raise ValueError("batch norm cannot train on a batch of one image, or none: use two or more")
@@ -290,7 +342,8 @@ class SpikingVGG(nn.Module):
     def voltages(self, images, steps=None):
         """Output voltage after each of the first `steps` (default all) time-steps, [steps, B, K].
 
-        images: [B, C, H, W]. `voltages[t - 1].argmax(-1)` is the prediction of an exit after t steps.
+        images: [B, C, H, W], or [B, T, C, H, W] with `encoding="frames"`. `voltages[t - 1].argmax(-1)` is
+        the prediction of an exit after t steps.
         """
         steps = self.check_input(images, steps)
         layers, membranes, trace = self.layers(), {}, []

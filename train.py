@@ -8,6 +8,9 @@ The authors' published commands, and the paper's own recipe as a config:
         --leak_mem 0.99 --num_workers 4 --num_epochs 100
     python train.py --config configs/cifar10_vgg9_paper.yaml
 
+A run that was stopped (Ctrl-C, SIGTERM, SIGKILL, a crash) goes on where it was last saved with the
+same command and --resume; SIGUSR1 saves at once, --save_every N every N steps.
+
 A run leaves in its folder: config.yaml, environment.json, log.jsonl (a line an epoch),
 TensorBoard events, last.pth.tar, best.pth.tar and result.json. The last line of stdout is
 result.json as one line.
@@ -19,6 +22,7 @@ import json
 import math
 import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +35,9 @@ import data
 import fused
 import utill
 from utill import UserError
+
+# Flags that a resumed run may change: they change no number.
+RESUMABLE = ("num_workers", "data_dir", "save_every", "train_display_freq")
 
 
 def parse_args(argv=None):
@@ -52,6 +59,8 @@ def parse_args(argv=None):
     group.add_argument("--optimizer", default="sgd", choices=["sgd", "adam", "adamw"], help="optimizer")
     group.add_argument("--momentum", default=0.9, type=arguments.fraction, help="momentum of sgd")
     group.add_argument("--weight_decay", default=1e-4, type=arguments.nonnegative_float, help="weight decay")
+    group.add_argument("--logit_scale", default=1.0, type=arguments.positive_float,
+                       help="multiply the logits in the loss; T undoes their division by T, as in eq. 5")  # fmt: skip
     group.add_argument("--data_on_device", action="store_true",
                        help="keep the data set on the device and augment there; no loading processes")  # fmt: skip
     group.add_argument("--cuda_graph", action="store_true",
@@ -62,7 +71,12 @@ def parse_args(argv=None):
                        help="test every so many epochs, and after the last")  # fmt: skip
     group.add_argument("--run_dir", default=None, type=str,
                        help="run folder (default: runs/<dataset>_<arch>_T<steps>_<norm>_seed<seed>)")  # fmt: skip
-    group.add_argument("--overwrite", action="store_true", help="replace the run that --run_dir holds")
+    group.add_argument("--overwrite", action="store_true", help="replace the run that the run folder holds")
+    group.add_argument("--resume", action="store_true", help="go on with the run that the run folder holds, if any")
+    group.add_argument("--save_every", default=None, type=arguments.positive_int, metavar="STEPS",
+                       help="save every so many steps, besides at the end of each epoch")  # fmt: skip
+    group.add_argument("--deterministic", action="store_true",
+                       help="the same bits in every run on a GPU, at some cost (a CPU gives them anyway)")  # fmt: skip
     return arguments.parse_with_config(parser, argv)
 
 
@@ -73,39 +87,143 @@ def build_optimizer(net, args):
     return optimizer(net.parameters(), args.lr, weight_decay=args.weight_decay)
 
 
-def train_step(net, optimizer, scaler, amp, images, labels):
-    """Forward, backward, update. Returns (mean loss, number of right answers) as tensors on the device."""
-    with utill.autocast(images.device, amp):
+class Run:
+    """All that training changes, so that it can be saved at any step and taken up again.
+
+    folder: of the run. constants: what a checkpoint says of config and data. `state` and `restore` turn
+    a run into a checkpoint and back.
+    """
+
+    def __init__(self, net, optimizer, scaler, device, folder, constants):
+        self.net, self.optimizer, self.scaler, self.device = net, optimizer, scaler, device
+        self.folder, self.constants = folder, constants
+        self.epoch = self.step = 0  # epochs done; steps done in the epoch after them
+        self.losses, self.rights = utill.AverageMeter(), utill.AverageMeter()  # of that epoch's training
+        self.log, self.best, self.accuracy = [], None, None
+        self.seconds, self.epoch_seconds, self.clock = 0.0, 0.0, time.perf_counter()
+
+    def tick(self):
+        """Seconds since the last call, added to those of the run."""
+        now = time.perf_counter()
+        passed, self.clock = now - self.clock, now
+        self.seconds += passed
+        return passed
+
+    def state(self):
+        self.epoch_seconds += self.tick()
+        progress = {key: getattr(self, key) for key in ("step", "log", "best", "seconds", "epoch_seconds")}
+        meters = {key: vars(getattr(self, key)) for key in ("losses", "rights")}
+        return {
+            "global_step": self.epoch, "state_dict": self.net.state_dict(), "accuracy": self.accuracy,
+            **self.constants, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+            "progress": progress | meters, "random_state": utill.random_state(self.device),
+        }  # fmt: skip
+
+    def check(self):
+        """UserError that names the layer if weights or gradients are inf or nan."""
+        fault = utill.where_not_finite(self.net, gradients=not self.scaler.is_enabled())  # it skips such steps
+        if fault:
+            raise UserError(f"{fault} at epoch {self.epoch + 1}, step {self.step}: lower --lr, or check the data")
+
+    def save(self, name="last.pth.tar"):
+        self.check()  # the last good checkpoint is kept
+        utill.save_checkpoint(self.folder / name, self.state())
+
+    def restore(self, checkpoint):
+        """Take up the run of `checkpoint`. Raises UserError where it is of another config or not whole."""
+        theirs, ours = checkpoint.get("config", {}), self.constants["config"]
+        odd = [k for k in sorted(theirs.keys() | ours.keys()) if theirs.get(k) != ours.get(k) and k not in RESUMABLE]
+        if odd:
+            changes = ", ".join(f"--{k} was {theirs.get(k)} and is now {ours.get(k)}" for k in odd)
+            raise UserError(f"{self.folder} holds a run of another config, so it cannot be resumed: {changes}")
+        try:
+            self.net.load_state_dict(checkpoint["state_dict"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.scaler.load_state_dict(checkpoint["scaler"])
+            progress = dict(checkpoint["progress"])
+            for key in ("losses", "rights"):
+                meter = progress.pop(key)
+                setattr(self, key, utill.AverageMeter(meter["sum"], meter["count"]))
+            vars(self).update({k: progress[k] for k in ("step", "log", "best", "seconds", "epoch_seconds")})
+            self.epoch, self.accuracy = checkpoint["global_step"], checkpoint["accuracy"]
+            utill.set_random_state(checkpoint["random_state"], self.device)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = utill.reason_of(error)
+            raise UserError(f"{self.folder}/last.pth.tar is not a run that can be resumed: {reason}") from None
+        self.clock = time.perf_counter()
+
+
+def train_step(net, optimizer, scaler, args, images, labels):
+    """Forward, backward, update. Returns (mean loss, right answers, largest gradient) as tensors on the device.
+
+    On a CPU nothing is updated where loss or gradient is inf or nan; on a GPU asking would make it wait.
+    """
+    with utill.autocast(images.device, args.amp):
         logits = net(images)
-    loss = F.cross_entropy(logits.float() if amp != "off" else logits, labels)
+    logits = logits.float() if args.amp != "off" else logits
+    loss = F.cross_entropy(logits * args.logit_scale, labels)
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
-    scaler.step(optimizer)
-    scaler.update()
-    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    largest = torch.nn.utils.get_total_norm(gradients, float("inf"))
+    loss = loss.detach()
+    if loss.device.type != "cpu" or (loss + largest).isfinite():
+        scaler.step(optimizer)
+        scaler.update()
+    return loss, (logits.detach().argmax(1) == labels).sum(), largest
 
 
-def train_epoch(net, step, loader, device, epoch, args):
-    """One pass over the training set with `step(images, labels)`. Returns (mean loss, accuracy in %, images/s)."""
+def train_epoch(run, step, loader, args, signals):
+    """The rest of run.epoch over the training set, with `step(images, labels)`. Returns (mean loss, accuracy in %)."""
+    net, device, epoch = run.net, run.device, run.epoch
     net.train()
-    utill.seed_stream(args.seed, 0, epoch)
-    losses, rights, start = utill.AverageMeter(), utill.AverageMeter(), time.perf_counter()
+    loader.set_epoch(epoch, run.step)
+    if run.step == 0:
+        utill.seed_stream(args.seed, 0, epoch)
+        run.losses, run.rights, run.epoch_seconds = utill.AverageMeter(), utill.AverageMeter(), 0.0
+    run.tick()
     look_every = 1 if device.type == "cpu" else 20  # reading a number makes a GPU wait
-    bar = tqdm(loader, desc=f"epoch {epoch + 1}/{args.num_epochs}", unit="batch", disable=None, leave=False)
-    for i, (images, labels) in enumerate(bar, start=1):
-        loss, right = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
-        losses.update(loss, len(labels))
-        rights.update(right / len(labels), len(labels))
-        if i % look_every == 0 or i == len(loader):
-            mean, acc = float(losses.avg), 100 * float(rights.avg)
-            speed = losses.count / (time.perf_counter() - start)
-            if not math.isfinite(mean):
-                raise UserError(f"the loss became {mean} at epoch {epoch + 1}, step {i}: lower --lr, or check the data")
+    worst = torch.zeros((), device=device)
+    options = dict(unit="batch", disable=None, leave=False, initial=run.step, total=len(loader))
+    bar = tqdm(loader, desc=f"epoch {epoch + 1}/{args.num_epochs}", **options)
+    for images, labels in bar:
+        loss, right, gradient = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+        run.losses.update(loss, len(labels))
+        run.rights.update(right / len(labels), len(labels))
+        run.step += 1
+        if args.amp != "fp16":  # whose gradients may overflow: the scaler then skips the step
+            worst = torch.maximum(worst, gradient)
+        saving = signals.wanted or args.save_every and run.step % args.save_every == 0 or run.step == len(loader)
+        if run.step % look_every == 0 or saving:
+            mean, acc = float(run.losses.avg), 100 * float(run.rights.avg)
+            if not math.isfinite(mean) or not math.isfinite(worst):
+                run.check()
+                raise UserError(f"the loss became {mean} at epoch {epoch + 1}, step {run.step}: lower --lr")
+            run.epoch_seconds += run.tick()
+            speed = run.losses.count / run.epoch_seconds
             bar.set_postfix_str(f"loss {mean:.4f}, acc {acc:.1f} %, {speed:.1f} images/s")
-    # weights that are no numbers may hide behind a finite loss: neurons that never fire give logits of zero
-    if not all(tensor.isfinite().all() for tensor in net.state_dict().values()):
-        raise UserError(f"the weights became infinite or nan in epoch {epoch + 1}: lower --lr, or check the data")
-    return mean, acc, speed
+        if args.save_every and run.step % args.save_every == 0:
+            run.save()
+        signals.act()
+    run.check()
+    return float(run.losses.avg), 100 * float(run.rights.avg)
+
+
+def end_epoch(run, loaders, args, signals, loss, acc):
+    """The log line of the epoch that has been trained: its validation and, where it is due, its test."""
+    record = {"epoch": run.epoch + 1, "lr": run.optimizer.param_groups[0]["lr"], "train_loss": loss, "train_acc": acc}
+    record["images_per_s"] = run.losses.count / run.epoch_seconds
+    record["mean_gamma"] = {layer: gamma.mean().item() for layer, gamma in run.net.gammas().items()}
+    if loaders.val is not None:
+        val = utill.evaluate(run.net, loaders.val, run.device, args.seed, amp=args.amp, progress=signals.watch)
+        record |= {"val_loss": val.loss, "val_acc": val.top1()}
+    if (run.epoch + 1) % args.test_display_freq == 0 or run.epoch + 1 == args.num_epochs:
+        with utill.SpikeMeter(run.net) as meter:
+            test = utill.evaluate(run.net, loaders.test, run.device, args.seed, amp=args.amp, progress=signals.watch)
+        record |= {"test_loss": test.loss, "test_acc": test.top1(), "test_acc5": test.top5()}
+        record["spike_rate"] = meter.rates()
+    run.tick()
+    return record | {"seconds": run.seconds}
 
 
 def write_scalars(writer, record, gammas, epoch):
@@ -124,17 +242,19 @@ def main(argv=None):
     args = parse_args(argv)
     device = utill.pick_device(args.device)
     args.amp = utill.pick_amp(device, args.amp)
+    if args.deterministic:
+        utill.make_deterministic()
     loaders = data.build_loaders(args)
     torch.manual_seed(args.seed)
     net = utill.build_net(args, loaders.img_size, len(loaders.classes), loaders.in_channels).to(device)
     try:
-        net.check_input(torch.empty(args.batch_size, loaders.in_channels, *[loaders.img_size] * 2, device="meta"))
+        net.check_input(torch.empty(args.batch_size, *net.encoder.input_shape, device="meta"))
     except ValueError as error:
         raise UserError(f"--batch_size {args.batch_size}: {error}") from None
     engine, reason = utill.use_engine(net, args)
     optimizer = build_optimizer(net, args)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
-    step = functools.partial(train_step, net, optimizer, scaler, args.amp)
+    step = functools.partial(train_step, net, optimizer, scaler, args)
     if args.cuda_graph:
         if device.type != "cuda" or engine != "fused" or args.amp == "fp16" or args.optimizer != "sgd":
             raise UserError("--cuda_graph needs a GPU, the fused engine, --optimizer sgd and --amp bf16 or off")
@@ -144,69 +264,62 @@ def main(argv=None):
             loader.to(device)
 
     name = f"{args.dataset}_{args.arch}_T{args.num_steps}_{args.norm}_seed{args.seed}"
-    run_dir = utill.new_run_dir(args.run_dir or f"runs/{name}", args.overwrite)
-    config = {k: v for k, v in vars(args).items() if k not in ("config", "overwrite", "run_dir")}
-    utill.write_text(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-    utill.write_json(run_dir / "environment.json", utill.environment(device, argv, engine=engine, amp=args.amp))
-    print(f"run folder {run_dir}; {sum(p.numel() for p in net.parameters()):,} parameters; {device}")
+    folder, old = utill.run_folder(args.run_dir or f"runs/{name}", args.overwrite, args.resume)
+    config = {k: v for k, v in vars(args).items() if k not in ("config", "overwrite", "resume", "run_dir")}
+    known = {key: getattr(loaders, key) for key in ("classes", "in_channels", "img_size", "mean", "std")}
+    run = Run(net, optimizer, scaler, device, folder, {"config": config, "data": known})
+    environment = utill.environment(device, argv, engine=engine, amp=args.amp)
+    for other in filter(None, [folder if old else None, args.config and Path(args.config).parent]):
+        if changed := utill.changed_versions(other, environment):
+            print(f"not as in {other}, so numbers may differ: {changed}")
+    if old:
+        run.restore(old)
+        print(f"resumed after {run.epoch} epochs and {run.step} steps")
+    else:
+        utill.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        utill.write_json(folder / "environment.json", environment)
+    print(f"run folder {folder}; {sum(p.numel() for p in net.parameters()):,} parameters; {device}")
     print(f"engine: {engine}, mixed precision {args.amp}" + (f" (not fused: {reason})" if reason else ""))
 
-    writer, log, start, best = SummaryWriter(run_dir / "tensorboard"), [], time.perf_counter(), None
-    for epoch in range(args.num_epochs):
-        lr = utill.learning_rate(args.lr, epoch, args.num_epochs, args.lr_schedule)
-        for group in optimizer.param_groups:
-            if args.cuda_graph and group["lr"] != lr:
-                step.forget()  # the graph holds the learning rate it was captured with
-                optimizer.zero_grad(set_to_none=True)
-            group["lr"] = lr
-        loaders.train.set_epoch(epoch)
-        loss, acc, speed = train_epoch(net, step, loaders.train, device, epoch, args)
-        gammas = net.gammas()
-        record = {"epoch": epoch + 1, "lr": lr, "train_loss": loss, "train_acc": acc, "images_per_s": speed}
-        record["mean_gamma"] = {layer: gamma.mean().item() for layer, gamma in gammas.items()}
-        if loaders.val is not None:
-            val = utill.evaluate(net, loaders.val, device, args.seed, amp=args.amp)
-            record |= {"val_loss": val.loss, "val_acc": val.top1()}
-        last_epoch = epoch + 1 == args.num_epochs
-        if (epoch + 1) % args.test_display_freq == 0 or last_epoch:
-            with utill.SpikeMeter(net) as meter:
-                test = utill.evaluate(net, loaders.test, device, args.seed, amp=args.amp)
-            record |= {"test_loss": test.loss, "test_acc": test.top1(), "test_acc5": test.top5()}
-            record["spike_rate"] = meter.rates()
-        record["seconds"] = time.perf_counter() - start
-        log.append(record)
+    with (
+        utill.Signals(run.save) as signals,
+        SummaryWriter(folder / "tensorboard", purge_step=run.epoch + 1) as writer,
+    ):
+        while run.epoch < args.num_epochs:
+            lr = utill.learning_rate(args.lr, run.epoch, args.num_epochs, args.lr_schedule)
+            for group in optimizer.param_groups:
+                if args.cuda_graph and group["lr"] != lr:
+                    step.forget()  # the graph holds the learning rate it was captured with
+                    optimizer.zero_grad(set_to_none=True)
+                group["lr"] = lr
+            loss, acc = train_epoch(run, step, loaders.train, args, signals)
+            record = end_epoch(run, loaders, args, signals, loss, acc)
+            run.epoch, run.step, run.log = run.epoch + 1, 0, [*run.log, record]
+            run.accuracy = record.get("val_acc", record.get("test_acc"))
+            # Never choose by the test set: without a validation set the best epoch is the last one.
+            if run.best is None or loaders.val is None or record["val_acc"] > run.best["val_acc"]:
+                run.best = record
+                run.save("best.pth.tar")
+            utill.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in run.log))
+            run.save()  # last: a run killed before it does the end of the epoch again
+            write_scalars(writer, record, net.gammas(), run.epoch)
+            if run.epoch % args.train_display_freq == 0 or "test_acc" in record:
+                keys = [k for k in ("train_loss", "train_acc", "val_acc", "test_acc") if k in record]
+                print(f"epoch {run.epoch}/{args.num_epochs}", *(f"{k} {record[k]:.4f}" for k in keys), flush=True)
 
-        checkpoint = {
-            "global_step": epoch + 1,
-            "state_dict": net.state_dict(),
-            "accuracy": record.get("val_acc", record.get("test_acc")),
-            "config": config,
-            "data": {key: getattr(loaders, key) for key in ("classes", "in_channels", "img_size", "mean", "std")},
-            "optimizer": optimizer.state_dict(),
-        }
-        utill.save_checkpoint(run_dir / "last.pth.tar", checkpoint)
-        # Never choose by the test set: without a validation set the best epoch is the last one.
-        if best is None or loaders.val is None or record["val_acc"] > best["val_acc"]:
-            best = record
-            utill.save_checkpoint(run_dir / "best.pth.tar", checkpoint)
-        utill.write_text(run_dir / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
-        write_scalars(writer, record, gammas, epoch + 1)
-        if (epoch + 1) % args.train_display_freq == 0 or "test_acc" in record:
-            shown = {k: f"{record[k]:.4f}" for k in ("train_loss", "train_acc", "val_acc", "test_acc") if k in record}
-            print(f"epoch {epoch + 1}/{args.num_epochs}", *(f"{k} {v}" for k, v in shown.items()), flush=True)
-    writer.close()
-
+    best = dict(run.best)
     if "test_acc" not in best:  # the best epoch was not one of those tested on the way
-        net.load_state_dict(utill.load_checkpoint(run_dir / "best.pth.tar")["state_dict"])
+        net.load_state_dict(utill.load_checkpoint(folder / "best.pth.tar")["state_dict"])
         test = utill.evaluate(net, loaders.test, device, args.seed, amp=args.amp)
         best |= {"test_loss": test.loss, "test_acc": test.top1(), "test_acc5": test.top5()}
+    run.tick()
     result = {
         "dataset": args.dataset, "arch": args.arch, "norm": args.norm, "num_steps": args.num_steps, "seed": args.seed,
         "test_acc": best["test_acc"], "test_acc5": best["test_acc5"], "count": loaders.test.num_images,
         "epoch": best["epoch"], "chosen_by": "last epoch" if loaders.val is None else "validation accuracy",
-        "train_images": loaders.train.num_images, "seconds": time.perf_counter() - start, "run_dir": str(run_dir),
+        "train_images": loaders.train.num_images, "seconds": run.seconds, "run_dir": str(folder),
     }  # fmt: skip
-    utill.write_json(run_dir / "result.json", result)
+    utill.write_json(folder / "result.json", result)
     print(json.dumps(result))
 
 

@@ -8,11 +8,16 @@ import os
 import pickle
 import platform
 import shlex
+import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import unicodedata
 import warnings
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +27,7 @@ import torch.nn.functional as F
 
 from model import SpikingVGG
 
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # of weights in a checkpoint
 RUN_FILES = ("config.yaml", "environment.json", "log.jsonl", "last.pth.tar", "best.pth.tar", "result.json")
 
 
@@ -29,16 +35,44 @@ class UserError(Exception):
     """A mistake the user can mend, said in one sentence: the scripts print it and exit with 2."""
 
 
+class Stopped(Exception):
+    """A signal asked the run to stop, and it has saved its state. code: what to exit with, 128 + the signal."""
+
+    def __init__(self, code):
+        self.code = code
+
+
+def one_line(text, most=2000):
+    """`text` on one line, what would drive a terminal escaped: it may quote a file that nobody vouches for."""
+    line = " ".join(str(text).splitlines())
+    line = line if len(line) <= most else line[:most] + " ..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+
+
 def entry_point(main):
-    """Decorate `main(argv=None)`: UserError becomes one line on stderr and exit code 2, Ctrl-C 130."""
+    """Decorate `main(argv=None)`: UserError becomes one line on stderr and exit code 2, Ctrl-C 130, SIGTERM 143.
+
+    So does a lack of memory.
+    """
+
+    def refuse(error):
+        print(f"{Path(sys.argv[0]).name}: error: {one_line(error)}", file=sys.stderr)
+        return 2
 
     @functools.wraps(main)
     def wrapper(argv=None):
         try:
             return main(argv) or 0
         except UserError as error:
-            print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-            return 2
+            return refuse(error)
+        except (MemoryError, RuntimeError) as error:
+            # PyTorch has a class of its own for a GPU that is full, but not for the rest of the machine
+            words = ("allocate memory", "not enough memory", "size calculation overflowed")
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(w in str(error) for w in words):
+                raise
+            return refuse("out of memory: lower --batch_size, --img_size or --num_steps")
+        except Stopped as stop:
+            return stop.code
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
@@ -100,6 +134,83 @@ def autocast(device, amp):
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
+def make_deterministic():
+    """Let PyTorch use only algorithms that give the same bits each time; an operation without one is an error."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+class Signals:
+    """While a run trains, Ctrl-C and SIGTERM ask it to save and stop, SIGUSR1 to save and go on.
+
+        with Signals(save) as signals:
+            for batch in signals.watch(loader):   # or signals.act() wherever the state can be saved
+                ...
+
+    The handlers only take a note; `act` then calls save() and raises `Stopped`. A second Ctrl-C or
+    SIGTERM acts at once, as without this class.
+    """
+
+    def __init__(self, save):
+        self.save, self.code, self.wanted, self.before = save, None, False, {}
+
+    def __enter__(self):
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+            number = getattr(signal, name, None)
+            if number is not None and threading.current_thread() is threading.main_thread():
+                self.before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exc):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame):
+        self.wanted = True
+        if number in (signal.SIGINT, signal.SIGTERM):
+            self.code = 128 + number
+            signal.signal(number, self.before[number])
+
+    def act(self):
+        if self.wanted:
+            self.wanted = False
+            self.save()
+        if self.code is not None:
+            raise Stopped(self.code)
+
+    def watch(self, batches):
+        for batch in batches:
+            yield batch
+            self.act()
+
+
+def random_state(device):
+    """State of the generators that a run on `device` draws its Poisson spikes from."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state, device):
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def where_not_finite(net, gradients=True):
+    """Which layer of `net` has weights, or gradients, that are inf or nan, in words; None if none has.
+
+    Gradients flow from the output back, so the fault is in the last layer whose gradient has it.
+    """
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            return f"{name} holds inf or nan"
+    for name, parameter in reversed(list(net.named_parameters())):
+        if gradients and parameter.grad is not None and not parameter.grad.isfinite().all():
+            return f"the gradient of {name} is inf or nan"
+    return None
+
+
 # ---- Training pieces ---------------------------------------------------------------------------
 
 
@@ -124,8 +235,8 @@ def accuracy(logits, labels, topk=(1,)):
 class AverageMeter:
     """Mean of a quantity over images."""
 
-    def __init__(self):
-        self.sum = self.count = 0
+    def __init__(self, sum=0, count=0):
+        self.sum, self.count = sum, count
 
     def update(self, value, n=1):
         self.sum += value * n
@@ -275,19 +386,36 @@ def save_checkpoint(path, checkpoint):
     write_atomically(path, lambda file: torch.save(checkpoint, file))
 
 
+class _NumpyDtype:
+    """Stands for numpy.dtype while a checkpoint is unpickled, so that no file drives numpy's own."""
+
+    def __init__(self, name, *flags):
+        self.size = {"f4": 4, "f8": 8}[name]
+
+    def __setstate__(self, state):
+        pass
+
+
+def _numpy_scalar(dtype, data):
+    (value,) = struct.unpack({4: "<f", 8: "<d"}[dtype.size], data)
+    return value
+
+
 def _numpy_scalar_globals():
     """What an authors' checkpoint needs to unpickle: its `accuracy` is a numpy scalar."""
-    scalar = np.float64(0).__reduce__()[0]
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    return [*((scalar, name) for name in names), np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
+    return [(_NumpyDtype, "numpy.dtype"), *((_numpy_scalar, name) for name in names)]
 
 
 def load_checkpoint(path):
     """Load a checkpoint of ours or of the authors' code without running any code it may carry.
 
-    Returns a dict with at least `state_dict`; UserError if the file is anything else.
+    Returns a dict with `state_dict`, plain tensors of finite numbers, in a checkpoint of ours also `config`
+    (its values unchecked) and `data`, and what else the file holds, unchecked. Takes no more memory than the
+    file is large. UserError if the file is anything else.
     """
     try:
+        size = _checked_size(path)
         with torch.serialization.safe_globals(_numpy_scalar_globals()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols: what follows says it in one sentence
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -299,28 +427,79 @@ def load_checkpoint(path):
         raise UserError(f"{path} is not a checkpoint") from None
     except Exception:  # a damaged file can fail anywhere inside the unpickler
         raise UserError(f"{path} is not a whole checkpoint: it is cut short, damaged or of another kind") from None
-    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    entries = state.items() if isinstance(state, dict) else ()
-    if not entries or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in entries):
+    checkpoint = _plain_dict(checkpoint)
+    state = _plain_dict(checkpoint.get("state_dict"))
+    if not state or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
         raise UserError(f"{path} is not a checkpoint of a BNTT net: it has no state_dict of tensors")
     if "config" in checkpoint:  # ours, not the authors'
-        for key, is_right in (("config", lambda x: isinstance(x, dict)), ("data", _is_data)):
+        for key, is_right in (("config", lambda x: type(x) is dict), ("data", _is_data)):
             if not is_right(checkpoint.get(key)):
                 raise UserError(f"{path} is not a checkpoint of a BNTT net: its {key} is missing or wrong")
+        if checkpoint["config"].get("img_size") not in (None, checkpoint["data"]["img_size"]):
+            raise UserError(f"{path} is not a checkpoint of a BNTT net: its config and data differ in img_size")
+    for name, tensor in state.items():
+        if wrong := _what_is_wrong(name, tensor, size):
+            raise UserError(f"{path} is not a checkpoint of a BNTT net: its {name[:100]} {wrong}")
+        size -= tensor.nbytes
+    checkpoint["state_dict"] = {name: tensor.detach() for name, tensor in state.items()}
     return checkpoint
+
+
+def _checked_size(path):
+    """Bytes of a file of torch.save; BadZipFile if it would unpack to more: torch.save compresses nothing."""
+    with open(path, "rb") as file:
+        is_zip = file.read(4) == b"PK\3\4"  # as torch tells; else its older format, which has no compression
+        size = file.seek(0, os.SEEK_END)
+        if is_zip:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+            stored = all(m.compress_type == zipfile.ZIP_STORED and m.file_size == m.compress_size for m in members)
+            if archive.comment or not stored or sum(m.file_size for m in members) > size:
+                raise zipfile.BadZipFile
+    return size
+
+
+def _plain_dict(value):
+    """A dict's entries, whatever attributes a file gave it; {} for anything else."""
+    return dict(dict.items(value)) if isinstance(value, dict) else {}
+
+
+def _what_is_wrong(name, tensor, most_bytes):
+    """None for a tensor as our nets have them, else what is wrong with it."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided or tensor.is_quantized:
+        return "is no plain tensor"
+    if tensor.device.type != "cpu" or tensor.dtype not in (*FLOATS, torch.int64):
+        return f"is of {tensor.dtype} on {tensor.device}, where no net of ours has such"
+    if tensor.nbytes > most_bytes:  # one number in the file may stand for any count of them
+        return "is larger than the file"
+    if tensor.dtype != torch.int64 and not tensor.float().isfinite().all():
+        return "is not finite"
+    if name.endswith("running_var") and (tensor < 0).any():
+        return "is negative, which no variance is"
+    if name == "encoder.order" and not torch.equal(tensor.flatten().sort().values, torch.arange(tensor.numel())):
+        return "is not an order of the pixels"
+    return None
 
 
 def _is_data(value):
     """Whether this is what a checkpoint of ours says of its data."""
     kinds = {"classes": str, "mean": float, "std": float}
     return (
-        isinstance(value, dict)
+        type(value) is dict
         and value.keys() == {*kinds, "in_channels", "img_size"}
-        and all(isinstance(value[k], list) and all(isinstance(x, kinds[k]) for x in value[k]) for k in kinds)
-        and isinstance(value["img_size"], int)
+        and all(type(value[k]) is list and all(type(x) is kinds[k] for x in value[k]) for k in kinds)
+        and all(type(value[k]) is int and value[k] >= 1 for k in ("in_channels", "img_size"))
         and len(value["mean"]) == len(value["std"]) == value["in_channels"]
+        and all(map(math.isfinite, value["mean"]))
+        and all(0 < x < math.inf for x in value["std"])
         and len(value["classes"]) > 0
+        and all(is_name(x) for x in value["classes"])
     )
+
+
+def is_name(text):
+    """Whether a class may be called so: not too long, nothing that would drive a terminal, and encodable."""
+    return len(text) <= 255 and not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
 
 
 def build_net(args, img_size, num_cls, in_channels):
@@ -334,15 +513,31 @@ def build_net(args, img_size, num_cls, in_channels):
         raise UserError(str(error)) from None
 
 
+def check_weights(args, checkpoint, img_size, num_cls, in_channels):
+    """UserError unless the checkpoint's weights are those of the net asked for. Allocates no weights."""
+    state, another = checkpoint["state_dict"], f"{args.checkpoint} holds another net than {args.arch} as asked for"
+    steps = {name.split(".")[1] for name in state if name.startswith("bntt") and name.endswith(".weight")}
+    if args.norm == "bntt" and args.num_steps != len(steps):  # before so many steps are built
+        raise UserError(f"{another}: it has {len(steps)} time-steps with a norm of their own, not {args.num_steps}")
+    with torch.device("meta"):
+        expected = build_net(args, img_size, num_cls, in_channels).state_dict()
+    for name, tensor in expected.items():
+        if name not in state:
+            raise UserError(f"{another}: it has no {name}")
+        if state[name].shape != tensor.shape or state[name].is_floating_point() != tensor.is_floating_point():
+            raise UserError(
+                f"{another}: size mismatch for {name}: it is {list(state[name].shape)} of {state[name].dtype}, "
+                f"not {list(tensor.shape)} of {tensor.dtype}"
+            )
+    if state.keys() > expected.keys():
+        raise UserError(f"{another}: that has no {min(state.keys() - expected.keys())[:100]}")
+
+
 def load_net(args, checkpoint, img_size, num_cls, in_channels, device):
     """Rebuild the net of a checkpoint on `device`, with its engine; UserError where its weights are of another net."""
+    check_weights(args, checkpoint, img_size, num_cls, in_channels)
     net = build_net(args, img_size, num_cls, in_channels)
-    try:
-        net.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        lines = str(error).splitlines()
-        detail = lines[1].strip() if len(lines) > 1 else lines[0]
-        raise UserError(f"{args.checkpoint} holds another net than {args.arch} as asked for: {detail[:300]}") from None
+    net.load_state_dict(checkpoint["state_dict"])
     engine, reason = use_engine(net.to(device), args)
     if reason:
         print(f"engine: {engine}, because {reason}")
@@ -389,20 +584,40 @@ def _cpu_name():
         return platform.processor() or platform.machine()
 
 
-def new_run_dir(path, overwrite):
-    """Make the folder of a new run; UserError if it holds one already (unless `overwrite`)."""
+VERSIONS = ("git", "device", "threads", "python", "torch", "torchvision", "numpy")  # of environment.json
+
+
+def changed_versions(folder, now):
+    """What of environment.json in `folder` is not as in `now`, in words; "" if nothing, or if it has none."""
+    try:
+        then = json.loads((Path(folder) / "environment.json").read_text())
+        changed = [f"{key} {then[key]} (now {now[key]})" for key in VERSIONS if then.get(key, now[key]) != now[key]]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return ""
+    return ", ".join(changed)
+
+
+def run_folder(path, overwrite=False, resume=False):
+    """Make the folder of a run. Returns (path, checkpoint to go on from or None).
+
+    UserError if it holds a run already, unless it is to be overwritten or resumed.
+    """
     path = Path(path)
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other")
     old = [path / name for name in RUN_FILES if (path / name).exists()]
+    if resume and path / "last.pth.tar" in old:
+        return path, load_checkpoint(path / "last.pth.tar")
     old += (path / "tensorboard").glob("events.out.tfevents.*")
-    if old and not overwrite:
-        raise UserError(f"{path} already holds a run: pass --run_dir for another folder, or --overwrite")
+    if old and not overwrite and not resume:  # a run killed before it saved anything begins anew
+        raise UserError(f"{path} already holds a run: pass --resume, --overwrite, or --run_dir for another folder")
     try:
         path.mkdir(parents=True, exist_ok=True)
         for file in old:
             file.unlink()
     except OSError as error:
         raise UserError(f"cannot make the run folder {path}: {reason_of(error)}") from None
-    return path
+    return path, None
 
 
 def write_json(path, value):

@@ -12,11 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TINY, call
 from PIL import Image
 from torchvision import datasets as published
 from torchvision.transforms import functional as transforms
 
 import data
+import files
+import test
+import train
 from data import augment_batch, build_loaders, epoch_draws, load_images
 from utill import UserError
 
@@ -307,7 +311,7 @@ def test_imagefolder_gives_the_files_pixels_and_their_folders_classes(tree):
 
 
 def test_many_images_are_decoded_by_several_processes_alike(tree, monkeypatch):
-    monkeypatch.setattr(data, "CHUNK", 4)
+    monkeypatch.setattr(files, "CHUNK", 4)
     loaders = build_loaders(folder(tree))
     assert np.array_equal(loaders.train.maker.split.images[11], pixels(8, 8, 3, seed=11).transpose(2, 0, 1))
 
@@ -315,7 +319,7 @@ def test_many_images_are_decoded_by_several_processes_alike(tree, monkeypatch):
 def test_the_second_time_nothing_is_decoded(tree, monkeypatch):
     first = build_loaders(folder(tree))
     times = [path.stat().st_mtime_ns for path in cache_files(tree)]
-    monkeypatch.setattr(data, "decode", None)
+    monkeypatch.setattr(files, "write_cache", None)
     second = build_loaders(folder(tree))
     assert same_batches(first.train, second.train)
     assert (first.mean, first.std) == (second.mean, second.std)
@@ -477,6 +481,40 @@ def test_a_damaged_cifar_file_is_named_and_left_alone(cifar):
     assert path.stat().st_size == 1000
 
 
+class Hostile:
+    """A pickle that makes a folder when it is loaded."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("part", ["train_list", "test_list", "meta"])
+def test_no_cifar_pickle_is_loaded_that_is_not_the_published_one(cifar, part):
+    name, root = cifar
+    dataset = CIFAR[name][0]
+    file = dataset.meta["filename"] if part == "meta" else getattr(dataset, part)[-1][0]
+    for path in (root / dataset.base_folder).iterdir():  # all are hostile, one of them of another md5 sum
+        path.write_bytes(pickle.dumps(Hostile(root / "was-here"), protocol=2))
+    md5 = hashlib.md5((root / dataset.base_folder / file).read_bytes()).hexdigest()
+    for entry in [*dataset.train_list, *dataset.test_list]:
+        entry[1] = md5 if entry[0] != file else "0" * 32
+    dataset.meta["md5"] = md5 if part != "meta" else "0" * 32
+    with pytest.raises(UserError, match=f"{file} is missing or damaged"):
+        build_loaders(settings(name, data_dir=str(root)))
+    assert not (root / "was-here").exists()
+
+
+def test_cifar_is_trained_and_tested_on_by_the_scripts(cifar):
+    name, root = cifar
+    run = call(train.main, TINY, f"--dataset {name} --limit_train 32 --limit_test 20 --num_epochs 1",
+               "--data_dir", root, "--run_dir", root / "run")  # fmt: skip
+    tested = call(test.main, root / "run" / "last.pth.tar", "--limit_test 20 --device cpu")
+    assert run.result["count"] == tested.result["count"] == 20
+
+
 def test_a_damaged_cifar_archive_is_named_and_left_alone(tmp_path):
     archive = tmp_path / "cifar-10-python.tar.gz"
     archive.write_bytes(b"half a download")
@@ -501,7 +539,7 @@ def test_no_network_says_what_to_put_where_and_leaves_nothing(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(dataset="imagenet"), "cifar10, cifar100, imagefolder, digits, synthetic"),
+        (dict(dataset="imagenet"), ", ".join(data.DATASETS)),
         (dict(val_fraction=1.0), "val_fraction"),
         (dict(val_fraction=-0.1), "val_fraction"),
         (dict(batch_size=0), "batch_size"),
@@ -595,11 +633,11 @@ def test_a_bad_image_folder_is_one_sentence_and_nothing_is_deleted(tree, damage,
     after = {path: path.stat().st_size for path in sorted(tree.rglob("*")) if path.is_file()}
     caches = [path for path in after if ".bntt_cache" in path.parts]
     assert {path: size for path, size in after.items() if path not in caches} == before
-    assert all(data.read_cache(path, data.np.load(path).shape) for path in caches)  # whole ones only
+    assert all(files.read_cache(path, np.load(path).shape) for path in caches)  # whole ones only
 
 
 def test_a_bad_image_met_by_a_worker_process_is_named(tree, monkeypatch):
-    monkeypatch.setattr(data, "CHUNK", 4)
+    monkeypatch.setattr(files, "CHUNK", 4)
     break_truncated(tree)
     with pytest.raises(UserError, match=r"train/dog/004.png"):
         build_loaders(folder(tree))
@@ -609,7 +647,7 @@ def test_an_interrupted_decode_leaves_no_cache(tree, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(data, "decode", interrupt)
+    monkeypatch.setattr(files, "decode", interrupt)
     with pytest.raises(KeyboardInterrupt):
         build_loaders(folder(tree))
     assert not (tree / ".bntt_cache").exists()

@@ -228,7 +228,8 @@ def test_poisson_gen_is_its_definition_draw_for_draw(dtype):
 
 @pytest.mark.parametrize("encoding", ["poisson", "poisson_binary"])
 def test_memory_format_does_not_change_the_spikes(encoding):
-    encoder, images = model.ENCODERS[encoding](), random_images().abs()
+    images = random_images().abs()
+    encoder = model.ENCODERS[encoding](1, *images.shape[1:3])
     channels_last = images.to(memory_format=torch.channels_last)
     assert channels_last.stride() != images.stride()
     assert torch.equal(seeded(encoder, images, 0), seeded(encoder, channels_last, 0))
@@ -246,7 +247,7 @@ def test_poisson_gen_fires_with_rate_half_the_intensity_and_at_most_one():
 def test_binary_encoder_fires_with_rate_equal_to_the_pixel():
     values = torch.tensor([0.0, 0.25, 0.8, 1.0])
     images = values.view(1, 4, 1, 1).expand(1, 4, 100, 200).contiguous()
-    spikes = seeded(model.BinaryPoissonEncoder(), images, 0)
+    spikes = seeded(model.BinaryPoissonEncoder(1, 3, 8), images, 0)
     torch.manual_seed(0)
     assert torch.equal(spikes, (torch.rand(images.shape) < images).float())
     torch.testing.assert_close(spikes.mean((0, 2, 3)), values, rtol=0, atol=0.015)
@@ -254,7 +255,7 @@ def test_binary_encoder_fires_with_rate_equal_to_the_pixel():
 
 def test_direct_encoder_returns_the_image():
     images = random_images()
-    assert model.DirectEncoder()(images, 3) is images
+    assert model.DirectEncoder(1, 3, 8)(images, 3) is images
 
 
 # ---- The whole net against the equations ---------------------------------------------------------

@@ -223,7 +223,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_epoch_and_step(tmp_pa
     outcome = train_synthetic(tmp_path, "--lr", 1e30, "--batch_size", 8)
     assert outcome.code == 2
     assert outcome.err == [
-        next(line for line in outcome.err if "the loss became nan at epoch 1, step 3: lower --lr" in line)
+        next(line for line in outcome.err if "holds inf or nan at epoch 1, step 3: lower --lr" in line)
     ]
     assert not (tmp_path / "result.json").exists()
 
@@ -232,7 +232,7 @@ def test_weights_that_are_not_finite_stop_the_run_though_the_loss_is(tmp_path):
     outcome = train_synthetic(tmp_path, "--lr", 1e10)
     assert outcome.code == 2
     assert len(outcome.err) == 1
-    assert "the weights became infinite or nan in epoch 2" in outcome.err[0]
+    assert "running_var holds inf or nan at epoch 2" in outcome.err[0]
 
 
 # ---- test.py -------------------------------------------------------------------------------------
@@ -516,7 +516,7 @@ BAD_INPUT = [
     ("CHECKPOINT shape.tar", "holds another net than vgg9 as asked for: size mismatch for fc2.weight"),
     ("CHECKPOINT good.tar --num_steps 4", "good.tar holds another net"),
     ("CHECKPOINT good.tar --arch vgg11", "img_size of vgg11 must be at least 16, got 8"),
-    ("CHECKPOINT type.tar", "num_steps must be an integer of at least 1, got '3'"),
+    ("CHECKPOINT type.tar", "num_steps must be an integer of at least 1 and at most 10000, got '3'"),
     ("CHECKPOINT lacks.tar", "lacks.tar cannot be rebuilt: its config lacks leak_mem"),
     ("CHECKPOINT lacks-data.tar", "its data is missing or wrong"),
     ("CHECKPOINT good.tar --dataset imagefolder --data_dir missing", "data folder missing does not exist"),

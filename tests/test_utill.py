@@ -384,7 +384,7 @@ def test_a_run_folder_that_holds_a_run_is_refused(tmp_path):
         path.parent.mkdir(parents=True)
         path.write_text("old")
         with pytest.raises(UserError, match="already holds a run"):
-            utill.new_run_dir(tmp_path / name.replace("/", "-"), overwrite=False)
+            utill.run_folder(tmp_path / name.replace("/", "-"), overwrite=False)
         assert path.read_text() == "old"
 
 
@@ -393,13 +393,13 @@ def test_overwriting_removes_the_old_run_and_nothing_else(tmp_path):
     for name in [*utill.RUN_FILES, "tensorboard/events.out.tfevents.1.host.2.0", *theirs]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("old")
-    utill.new_run_dir(tmp_path, overwrite=True)
+    utill.run_folder(tmp_path, overwrite=True)
     assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == set(theirs)
 
 
 def test_a_run_folder_with_other_files_is_taken(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    assert utill.new_run_dir(tmp_path, overwrite=False) == tmp_path
+    assert utill.run_folder(tmp_path) == (tmp_path, None)
 
 
 def test_the_environment_names_what_a_number_depends_on(monkeypatch):

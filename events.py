@@ -1,0 +1,239 @@
+"""Event-camera recordings: readers of the published files, and frames of event counts.
+
+    recording = read_nmnist("Train/5/00001.bin")
+    counts = frames(recording, num_steps=25, sensor=34, size=34)      # uint8 [25, 2, 34, 34]
+
+Shapes: E events, T time-steps, S x S pixels of a frame. Channel 0 counts the events of polarity 0,
+channel 1 those of polarity 1. Coordinates and polarity are those of SpikingJelly's readers, and so
+are the edges of its two ways to split, so that frames can be compared.
+"""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import files
+from utill import UserError, reason_of
+
+VERSION = 1  # raise it whenever reading or binning changes: older caches are then made anew
+CHUNK = 100  # recordings that one job bins
+MOST_UNPACKED = 16 << 30  # bytes of one class of CIFAR10-DVS: far more than its 1,000 recordings have
+DIGITS = [str(k) for k in range(10)]
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+CIFAR10_DVS_URL = "https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671"
+NMNIST_URL = "https://www.garrickorchard.com/datasets/n-mnist"
+
+
+class Events(NamedTuple):
+    """A recording, int64 [E] each: time in microseconds, never falling; column, row; polarity 0 or 1."""
+
+    t: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    p: np.ndarray
+
+
+# ---- Readers -----------------------------------------------------------------------------------
+
+
+def read_bytes(path):
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the recording {path}: {reason_of(error)}") from None
+
+
+def records(path, data, width):
+    """The bytes of the events, uint8 [E, width]; UserError where the last event is not whole."""
+    if len(data) % width:
+        raise UserError(f"{path} is cut short: its last event has {len(data) % width} of {width} bytes; fetch it again")
+    return np.frombuffer(data, np.uint8).reshape(-1, width)
+
+
+def checked(path, events, sensor):
+    """`events` if a camera of sensor x sensor pixels can have recorded them, else UserError."""
+    if not len(events.t):
+        raise UserError(f"{path} holds no events: fetch it again, or remove it")
+    if max(events.x.max(), events.y.max()) >= sensor:
+        raise UserError(f"{path} has an event outside the {sensor}x{sensor} sensor: fetch it again, or remove it")
+    back = np.flatnonzero(np.diff(events.t) < 0)
+    if len(back):
+        raise UserError(f"{path}: time runs backwards after event {back[0] + 1}; fetch it again, or remove it")
+    return events
+
+
+def read_nmnist(path):
+    """Events of an N-MNIST file (Orchard et al. 2015), published as .bin, in a small copy as .bs2.
+
+    An event is x, y, then one bit of polarity and 23 bits of time, big-endian. UserError if the file
+    is damaged.
+    """
+    x, y, high, middle, low = records(path, read_bytes(path), 5).T.astype(np.int64)
+    t = (high & 127) << 16 | middle << 8 | low
+    # Row 240 is no event: it moves time on by 2**13 us (Orchard's eventvision.py; his Matlab reader and
+    # SpikingJelly's do not know it). N-MNIST lasts 0.3 s and has none in the 1,100 files looked at.
+    late = y == 240
+    columns = t + (np.cumsum(late) << 13), x, y, high >> 7
+    return checked(path, Events(*(column[~late] for column in columns)), sensor=34)
+
+
+def read_aedat(path):
+    """Events of an AEDAT 2.0 file of a DVS128 camera, as CIFAR10-DVS is published (Li et al. 2017).
+
+    Header lines that begin with #, then address and time as big-endian uint32. Bits 14-8 of the
+    address are the row, 7-1 the column, 0 the polarity; turned as SpikingJelly turns them. UserError
+    if the file is damaged or of another format.
+    """
+    data, start = read_bytes(path), 0
+    if not data.startswith(b"#!AER-DAT2.0"):
+        raise UserError(f"{path} is not an AEDAT 2.0 file: its first line must be #!AER-DAT2.0; fetch it again")
+    while data.startswith(b"#", start):  # an address cannot: its first two bytes are 0
+        start = data.find(b"\n", start) + 1 or len(data)
+    address, t = records(path, data[start:], 8).view(">u4").T.astype(np.int64)
+    if (address >> 16).any():
+        raise UserError(f"{path} has an event outside the 128x128 sensor: fetch it again, or remove it")
+    pixel = address >> 15 == 0  # bit 15 marks a signal from outside: SpikingJelly counts it as an event, we do not
+    columns = t, 127 - (address >> 8 & 127), 127 - (address >> 1 & 127), 1 - (address & 1)
+    return checked(path, Events(*(column[pixel] for column in columns)), sensor=128)
+
+
+# ---- Frames ------------------------------------------------------------------------------------
+
+
+def frames(events, num_steps, sensor, size, split_by="time", bin_ms=5.0):
+    """Event counts, uint8 [T, 2, size, size]; more than 255 events in one cell count as 255.
+
+    split_by: `time`, T bins of equal time, or `number`, T bins of equally many events; the last bin
+    takes what the division leaves over, as SpikingJelly's does. (Where it fails, on an empty bin of
+    time, or crowds fewer than T events into the last bin, ours are empty or have one event each.)
+    `duration`: bins of bin_ms milliseconds from the first event on; what comes after T of them is
+    dropped. Pixel x goes to the cell x * size // sensor: a cell adds up its pixels. UserError if the
+    frame is larger than the sensor.
+    """
+    if size > sensor:
+        raise UserError(f"--img_size {size} is more than the {sensor}x{sensor} pixels of the sensor: ask for less")
+    t, x, y, p = events
+    since = t - t[0]
+    if split_by == "time":
+        step = np.minimum(since // max(1, since[-1] // num_steps), num_steps - 1)
+    elif split_by == "number":
+        step = np.minimum(np.arange(len(t)) // max(1, len(t) // num_steps), num_steps - 1)
+    elif split_by == "duration":
+        step = since // max(1, round(min(1000 * bin_ms, 2**40)))
+        x, y, p, step = (column[step < num_steps] for column in (x, y, p, step))
+    else:
+        raise ValueError(f"split_by must be time, number or duration, got {split_by!r}")
+    cell = ((2 * step + p) * size + y * size // sensor) * size + x * size // sensor
+    counts = np.bincount(cell, minlength=num_steps * 2 * size * size)
+    return np.minimum(counts, 255).astype(np.uint8).reshape(num_steps, 2, size, size)
+
+
+class Source(NamedTuple):
+    """A data set of recordings: its name, reader, width of the sensor, and size of a frame without --img_size."""
+
+    name: str
+    read: Callable
+    sensor: int
+    size: int
+
+
+NMNIST = Source("nmnist", read_nmnist, 34, 34)
+DVS_CIFAR10 = Source("dvs_cifar10", read_aedat, 128, 42)  # 42x42: Wu et al. 2019
+
+
+def decode(paths, read, **how):
+    """Frames of the files, uint8 [N, T, 2, S, S]: what a worker process does."""
+    return np.stack([frames(read(path), **how) for path in paths])
+
+
+def cached_frames(args, source, split, recordings):
+    """(images uint8 [N, T, 2, S, S] mapped from a cache file, labels int64 [N]) of [(path, label)].
+
+    args: data_dir, num_steps, img_size (None: the size of `source`), split_by, bin_ms.
+    """
+    how = dict(num_steps=args.num_steps, sensor=source.sensor, size=args.img_size or source.size)
+    how |= dict(split_by=args.split_by, bin_ms=args.bin_ms if args.split_by == "duration" else None)
+    paths, labels = [path for path, _ in recordings], torch.tensor([label for _, label in recordings])
+    images, _ = files.cached_array(
+        Path(args.data_dir),
+        f"{source.name}-{split}-T{args.num_steps}-{how['size']}-{args.split_by}",
+        f"{VERSION} {how}\n{files.file_facts(Path(args.data_dir), paths)}",
+        (len(paths), args.num_steps, 2, how["size"], how["size"]),
+        partial(decode, read=source.read, **how),
+        [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)],
+        f"binning the {split} recordings of {source.name} once",
+    )
+    return images, labels
+
+
+# ---- Which recordings --------------------------------------------------------------------------
+
+
+def list_nmnist(root, split):
+    """[(path, digit)] of one split, train or test; UserError if the files are not there.
+
+    Either the published tree Train/<digit>/*.bin, Test/<digit>/*.bin, or <number>.bs2 files with the
+    lists train1K.txt and test100.txt, whose lines are a number and a digit.
+    """
+    listing, tree = root / {"train": "train1K.txt", "test": "test100.txt"}[split], root / split.capitalize()
+    if tree.is_dir():
+        found = [(path, k) for k, digit in enumerate(DIGITS) for path in sorted((tree / digit).glob("*.bin"))]
+        absent = sorted(set(range(10)) - {k for _, k in found})
+        if absent:
+            raise UserError(f"{tree / str(absent[0])} holds no .bin file: get {split.capitalize()}.zip of {NMNIST_URL}")
+        return found
+    if not listing.is_file():
+        raise UserError(f"{root} has no {tree.name}/ of N-MNIST: get Train.zip and Test.zip of {NMNIST_URL}, "
+                        f"and unpack them there")  # fmt: skip
+    found = []
+    for line in listing.read_text(errors="replace").splitlines():
+        if line.strip() and not line.startswith("#"):
+            entry = re.fullmatch(r"(\d+)\s+(\d)\s*", line)
+            if not entry:
+                raise UserError(f"{listing}: {line.strip()[:80]!r} is not a number and a digit; fetch the list again")
+            found.append((root / f"{entry[1]}.bs2", int(entry[2])))
+            if not found[-1][0].is_file():
+                raise UserError(f"{found[-1][0]} is missing, though {listing.name} names it: fetch it again")
+    if not found:
+        raise UserError(f"{listing} names no recording: fetch the list again")
+    return found
+
+
+def list_class(root, name):
+    """Paths of one class of CIFAR10-DVS in the order of their numbers; its zip is unpacked. Raises UserError."""
+    folder = root / name
+    if not folder.is_dir():
+        if not (root / f"{name}.zip").is_file():
+            raise UserError(f"{root} has no {name}/ and no {name}.zip: put the ten zips of CIFAR10-DVS there, "
+                            f"airplane.zip to truck.zip, from {CIFAR10_DVS_URL}")  # fmt: skip
+        files.extract_zip(root / f"{name}.zip", folder, MOST_UNPACKED, top=name)
+    found = {path: re.search(r"(\d+)\.aedat$", path.name) for path in folder.glob("[!.]*.aedat")}
+    if len(found) < 2:
+        raise UserError(f"{folder} holds {len(found)} .aedat files, too few to train and test on: remove it, and get "
+                        f"{name}.zip again from {CIFAR10_DVS_URL}")  # fmt: skip
+    for path, number in found.items():
+        if not number:
+            raise UserError(f"{path} has no number before .aedat, as cifar10_bird_0.aedat has: rename or remove it")
+    return sorted(found, key=lambda path: (int(found[path][1]), path.name))
+
+
+def list_cifar10_dvs(root, how, seed):
+    """{"train", "test": [(path, label)]}: the test set is a tenth of every class; zips are unpacked first.
+
+    how: `random`, drawn from `seed`, or `first100`, the lowest numbers: 0 to 99 of the published 1,000.
+    Raises UserError.
+    """
+    parts = {"train": [], "test": []}
+    for k, name in enumerate(CIFAR10):
+        paths = list_class(root, name)
+        order, count = np.arange(len(paths)), max(1, len(paths) // 10)
+        if how == "random":  # [seed, 1] orders subsets in data.py, and a 0 behind it would be the same stream
+            order = np.random.default_rng([seed, 1, 1 + k]).permutation(len(paths))
+        for split, chosen in (("test", order[:count]), ("train", order[count:])):
+            parts[split] += [(paths[i], k) for i in np.sort(chosen)]
+    return parts
