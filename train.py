@@ -138,8 +138,10 @@ class Run:
             raise UserError(f"{self.folder} holds a run of another config, so it cannot be resumed: {changes}")
         try:
             self.net.load_state_dict(checkpoint["state_dict"])
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            groups = self.optimizer.state_dict()["param_groups"]  # what they hold follows from the config
+            self.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": groups})
             self.scaler.load_state_dict(checkpoint["scaler"])
+            check_progress(checkpoint, self.optimizer)
             progress = dict(checkpoint["progress"])
             for key in ("losses", "rights"):
                 meter = progress.pop(key)
@@ -147,10 +149,32 @@ class Run:
             vars(self).update({k: progress[k] for k in ("step", "log", "best", "seconds", "epoch_seconds")})
             self.epoch, self.accuracy = checkpoint["global_step"], checkpoint["accuracy"]
             utill.set_random_state(checkpoint["random_state"], self.device)
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        except Exception as error:  # a damaged one can fail anywhere
             reason = utill.reason_of(error)
             raise UserError(f"{self.folder}/last.pth.tar is not a run that can be resumed: {reason}") from None
         self.clock = time.perf_counter()
+
+
+def check_progress(checkpoint, optimizer):
+    """ValueError unless what a checkpoint says of its run, and the state it gave the optimizer, are of the right form."""
+    progress, done = checkpoint["progress"], checkpoint["global_step"]
+    meters = [progress[meter][key] for meter in ("losses", "rights") for key in ("sum", "count")]
+    for number in (*meters, progress["seconds"], progress["epoch_seconds"]):
+        if type(number) not in (int, float) and not (torch.is_tensor(number) and number.shape == ()):
+            raise ValueError(f"{number!r:.100} is not a number")
+    if not all(type(count) is int and count >= 0 for count in (done, progress["step"])):
+        raise ValueError("its epochs or steps are no counts")
+    log, best = progress["log"], progress["best"]
+    if type(log) is not list or len(log) != done or not all(type(line) is dict for line in log):
+        raise ValueError("its log does not have a line an epoch")
+    if best not in (log or [None]) or best and not {"epoch", "train_loss", "train_acc"} <= best.keys():
+        raise ValueError("its best epoch is none of its log")
+    json.dumps(log)  # TypeError where it is no longer a log
+    for weights, kept in optimizer.state.items():
+        if any(
+            x.shape not in (weights.shape, ()) or not x.isfinite().all() for x in kept.values() if torch.is_tensor(x)
+        ):
+            raise ValueError("its optimizer is of another net")
 
 
 def train_step(net, optimizer, scaler, args, images, labels):

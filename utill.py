@@ -410,9 +410,9 @@ def _numpy_scalar_globals():
 def load_checkpoint(path):
     """Load a checkpoint of ours or of the authors' code without running any code it may carry.
 
-    Returns a dict with `state_dict`, plain tensors of finite numbers, in a checkpoint of ours also `config`
-    (its values unchecked) and `data`, and what else the file holds, unchecked. Takes no more memory than the
-    file is large. UserError if the file is anything else.
+    Returns a dict with `state_dict`, plain tensors of finite numbers; in a checkpoint of ours also `data` and
+    `config`, {flag: value}, whether or not the flag takes it; and what else the file holds, unchecked. UserError if
+    the file is anything else, or would take much more memory than it is large.
     """
     try:
         size = _checked_size(path)
@@ -432,7 +432,7 @@ def load_checkpoint(path):
     if not state or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
         raise UserError(f"{path} is not a checkpoint of a BNTT net: it has no state_dict of tensors")
     if "config" in checkpoint:  # ours, not the authors'
-        for key, is_right in (("config", lambda x: type(x) is dict), ("data", _is_data)):
+        for key, is_right in (("config", _is_config), ("data", _is_data)):
             if not is_right(checkpoint.get(key)):
                 raise UserError(f"{path} is not a checkpoint of a BNTT net: its {key} is missing or wrong")
         if checkpoint["config"].get("img_size") not in (None, checkpoint["data"]["img_size"]):
@@ -479,6 +479,12 @@ def _what_is_wrong(name, tensor, most_bytes):
     if name == "encoder.order" and not torch.equal(tensor.flatten().sort().values, torch.arange(tensor.numel())):
         return "is not an order of the pixels"
     return None
+
+
+def _is_config(value):
+    """Whether this is a dict of texts, numbers and such, as flags are."""
+    plain = (str, int, float, bool, type(None))
+    return type(value) is dict and all(type(k) is str and type(v) in plain for k, v in value.items())
 
 
 def _is_data(value):

@@ -148,6 +148,20 @@ def test_whole_vgg_equals_the_plain_loop(arch, img_size, norm, spike_order, trai
     compare(net.train(training), images)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("encoding", ["pixels", "pixels_permuted"])
+def test_a_pixel_a_step_equals_the_plain_loop(encoding, training):
+    net = make_net("tiny_fc", T=25, img_size=5, in_channels=1, encoding=encoding).train(training)
+    compare(net, torch.rand(4, 1, 5, 5, dtype=torch.float64) * 2, alive=training)
+
+
+def test_event_frames_equal_the_plain_loop():
+    net = make_net("tiny", T=6, img_size=9, in_channels=2, encoding="frames")
+    frames = torch.randint(0, 4, (3, 6, 2, 9, 9)).double()
+    compare(net, frames)
+    compare(net, frames, steps=4)
+
+
 def test_first_steps_only():
     compare(make_net(T=9), torch.randn(3, 3, 8, 8, dtype=torch.float64), steps=4)
 

@@ -258,6 +258,91 @@ def test_direct_encoder_returns_the_image():
     assert model.DirectEncoder(1, 3, 8)(images, 3) is images
 
 
+def test_frame_encoder_shows_frame_t_at_step_t():
+    frames = torch.randn(2, 4, 2, 8, 8)
+    encoder = model.FrameEncoder(4, 2, 8)
+    assert encoder.input_shape == (4, 2, 8, 8)
+    assert all(torch.equal(encoder(frames, t), frames[:, t]) for t in range(4))
+
+
+def test_pixel_encoder_reads_row_by_row():
+    images = torch.arange(18.0).view(2, 1, 3, 3)
+    encoder = model.PixelEncoder(9, 1, 3)
+    assert encoder(images, 0).shape == (2, 1, 1, 1)
+    assert [encoder(images, t)[0].item() for t in range(9)] == list(range(9))
+    assert [encoder(images, t)[1].item() for t in range(9)] == list(range(9, 18))
+
+
+def test_pixel_encoder_needs_a_step_for_every_pixel():
+    with pytest.raises(ValueError, match="need num_steps 64"):
+        SpikingVGG("fc3", 25, img_size=8, in_channels=1, encoding="pixels")
+
+
+def test_permuted_pixels_are_the_same_pixels_in_one_other_order():
+    images = torch.arange(64.0).view(1, 1, 8, 8)
+    orders = []
+    for seed in (0, 1):  # of the run: the order does not depend on it
+        encoder = seeded(model.PermutedPixelEncoder, 64, 1, 8, seed=seed)
+        orders.append([int(encoder(images, t).item()) for t in range(64)])
+    assert orders[0] == orders[1] != sorted(orders[0])
+    assert sorted(orders[0]) == list(range(64))
+
+
+def test_the_permutation_is_in_the_state_dict():
+    net = SpikingVGG("fc3", 16, img_size=4, in_channels=1, encoding="pixels_permuted")
+    assert sorted(net.state_dict()["encoder.order"].tolist()) == list(range(16))
+
+
+def test_input_of_the_wrong_shape_for_the_encoder_is_refused():
+    net = SpikingVGG("dvs_cnn7", 3, img_size=8, in_channels=2, encoding="frames")
+    with pytest.raises(ValueError, match=r"takes images \[B, 3, 2, 8, 8\], got \[2, 2, 8, 8\]"):
+        net(torch.zeros(2, 2, 8, 8))
+
+
+# ---- The nets for event data and for sequential MNIST ----------------------------------------------
+
+
+def test_frames_that_repeat_an_image_are_direct_encoding():
+    images = random_images(channels=2)
+    nets = [
+        seeded(SpikingVGG, "dvs_cnn7", 3, img_size=8, in_channels=2, encoding=encoding)
+        for encoding in ("frames", "direct")
+    ]
+    assert torch.equal(nets[0](images[:, None].expand(-1, 3, -1, -1, -1)), nets[1](images))
+
+
+def test_dvs_cnn7_has_seven_weight_layers():
+    net = SpikingVGG("dvs_cnn7", 1, img_size=42, in_channels=2, encoding="frames")
+    shapes = [tuple(p.shape[:2]) for name, p in net.named_parameters() if name.startswith(("conv", "fc"))]
+    convolutions = [(128, 2), (128, 128), (384, 128), (384, 384)]
+    assert shapes == [*convolutions, (1024, 384 * 10 * 10), (512, 1024), (10, 512)]
+
+
+def test_fc3_is_the_papers_net_for_sequential_mnist():
+    net = SpikingVGG("fc3", 784, img_size=28, in_channels=1, encoding="pixels")
+    shapes = {name: tuple(p.shape) for name, p in net.named_parameters() if name.startswith("fc")}
+    assert shapes == {"fc1.weight": (256, 1), "fc2.weight": (256, 256), "fc3.weight": (10, 256)}
+    assert [len(layer.norm) for layer in net.layers()] == [784, 784]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_sequential_net_matches_the_equations(training):
+    net = seeded(SpikingVGG, "fc3", 16, 0.9, img_size=4, in_channels=1, encoding="pixels").double().train(training)
+    pixels = torch.rand(6, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    u, out, spiked = [0.0, 0.0], 0.0, [0, 0]
+    for t in range(16):
+        x = pixels[:, t : t + 1]
+        for i, (fc, bntt) in enumerate([(net.fc1, net.bntt_fc1[t]), (net.fc2, net.bntt_fc2[t])]):
+            current = x @ fc.weight.T
+            mean, var = (current.mean(0), current.var(0, unbiased=False)) if training else (0.0, 1.0)
+            u[i] = 0.9 * u[i] + bntt.weight * (current - mean) / (var + 1e-4) ** 0.5
+            x = (u[i] > 1).double()
+            u[i], spiked[i] = u[i] - x, spiked[i] + x.sum()
+        out = out + x @ net.fc3.weight.T
+    assert spiked[0] > 0
+    torch.testing.assert_close(net(pixels.view(6, 1, 4, 4)), out / 16, rtol=1e-12, atol=1e-12)
+
+
 # ---- The whole net against the equations ---------------------------------------------------------
 # Nothing below this line and above `test_net_matches_the_equations` uses model.py.
 

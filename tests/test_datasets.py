@@ -1,0 +1,201 @@
+"""Every data set in its published format, small, through the three entry points; and the MNIST reader."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import call
+from test_data import cifar  # noqa: F401 (a fixture)
+from test_events import cifar10, nmnist  # noqa: F401 (fixtures)
+from test_events import settings as event_settings
+from test_tiny_imagenet import tree  # noqa: F401 (a fixture)
+
+import data
+import early_exit
+import test
+import train
+from utill import UserError
+
+SMALL = "--batch_size 4 --num_workers 0 --num_epochs 1 --limit_train 8 --limit_test 4 --device cpu"
+
+
+def write_idx(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sizes = np.array(array.shape, ">u4").tobytes()
+    path.write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes())
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    """40 + 20 images of 28x28 in the published idx files; image i is the pixels i + 7 x (row + column)."""
+    ramp = 7 * np.add.outer(np.arange(28), np.arange(28))
+    for part, count in (("train", 40), ("t10k", 20)):
+        raw = tmp_path / "mnist" / "MNIST" / "raw"
+        write_idx(raw / f"{part}-images-idx3-ubyte", (np.arange(count)[:, None, None] + ramp) % 256)
+        write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(count) % 10)
+    return tmp_path / "mnist"
+
+
+def through_the_entry_points(run_dir, *flags):
+    """Train, test and read the exit; returns the three results."""
+    trained = call(train.main, SMALL, *flags, "--run_dir", run_dir).result
+    tested = call(test.main, run_dir / "best.pth.tar", "--limit_test 4").result
+    left = call(early_exit.main, run_dir / "best.pth.tar", "--limit_test 4 --sweep").result
+    assert tested["top1"] == trained["test_acc"] == left["acc_full"]
+    assert tested["count"] == 4
+    return trained, tested, left
+
+
+def test_smnist_trains_tests_and_exits_early(mnist, tmp_path):
+    shape = "--dataset smnist --arch fc3 --num_steps 784 --data_dir"
+    assert through_the_entry_points(tmp_path / "run", shape, mnist)[2]["num_steps"] == 784
+
+
+def test_permuted_smnist_trains_tests_and_exits_early(mnist, tmp_path):
+    flags = "--dataset smnist --permuted --arch fc3 --img_size 4 --num_steps 16 --data_dir"
+    through_the_entry_points(tmp_path / "run", flags, mnist)
+    state = torch.load(tmp_path / "run" / "best.pth.tar", weights_only=True)["state_dict"]
+    assert sorted(state["encoder.order"].tolist()) == list(range(16))
+
+
+@pytest.mark.parametrize("engine", ["plain", "fused"])
+def test_smnist_trains_on_either_engine(engine, mnist, tmp_path):
+    flags = f"--dataset smnist --arch fc3 --img_size 4 --num_steps 16 --engine {engine} --data_dir"
+    assert call(train.main, SMALL, flags, mnist, "--run_dir", tmp_path / "run").code == 0
+
+
+def test_nmnist_trains_tests_and_exits_early(nmnist, tmp_path):  # noqa: F811
+    flags = "--dataset nmnist --arch dvs_cnn7 --img_size 8 --num_steps 3 --data_dir"
+    through_the_entry_points(tmp_path / "run", flags, nmnist)
+
+
+@pytest.mark.parametrize("split", ["random", "first100"])
+def test_dvs_cifar10_trains_tests_and_exits_early(split, cifar10, tmp_path):  # noqa: F811
+    flags = f"--dataset dvs_cifar10 --dvs_split {split} --arch dvs_cnn7 --img_size 8 --num_steps 3 --data_dir"
+    through_the_entry_points(tmp_path / "run", flags, cifar10)
+
+
+def test_tiny_imagenet_trains_tests_and_exits_early(tree, tmp_path):  # noqa: F811
+    flags = "--dataset tiny_imagenet --arch vgg11 --img_size 16 --num_steps 2 --data_dir"
+    through_the_entry_points(tmp_path / "run", flags, tree)
+    state = torch.load(tmp_path / "run" / "best.pth.tar", weights_only=True)
+    assert "Egyptian cat" in state["data"]["classes"]
+
+
+def test_both_cifars_train_test_and_exit_early(cifar, tmp_path):  # noqa: F811
+    name, root = cifar
+    flags = f"--dataset {name} --arch vgg9 --img_size 8 --num_steps 2 --data_dir"
+    through_the_entry_points(tmp_path / "run", flags, root)
+
+
+def test_a_random_split_is_that_of_the_training_whatever_the_seed_of_the_test(cifar10, tmp_path):  # noqa: F811
+    flags = "--dataset dvs_cifar10 --arch dvs_cnn7 --img_size 8 --num_steps 2 --seed 3 --data_dir"
+    assert call(train.main, SMALL, flags, cifar10, "--run_dir", tmp_path / "run").code == 0
+    parse = [str(tmp_path / "run" / "best.pth.tar"), "--seed", "4"]
+    args = test.parse_args(parse)[0]
+    trained = data.dvs_cifar10(
+        event_settings("dvs_cifar10", cifar10, "--seed", 3, "--img_size", 8, "--num_steps", 2), 1
+    )
+    assert torch.equal(data.dvs_cifar10(args, False).test.images, trained.test.images)
+
+
+def test_another_split_than_that_of_the_training_is_refused(cifar10, tmp_path):  # noqa: F811
+    flags = "--dataset dvs_cifar10 --arch dvs_cnn7 --img_size 8 --num_steps 2 --data_dir"
+    assert call(train.main, SMALL, flags, cifar10, "--run_dir", tmp_path / "run").code == 0
+    outcome = call(test.main, tmp_path / "run" / "best.pth.tar", "--dvs_split first100")
+    assert outcome.code == 2
+    assert "was trained with --dvs_split random" in outcome.err[0]
+
+
+# ---- Encodings and data sets -------------------------------------------------------------------------
+
+
+def test_each_data_set_brings_its_encoding():
+    chosen = {name: train.parse_args(["--dataset", name]).encoding for name in data.DATASETS}
+    assert {name for name, encoding in chosen.items() if encoding == "frames"} == {"nmnist", "dvs_cifar10"}
+    assert chosen["smnist"] == "pixels"
+    assert chosen["cifar10"] == chosen["tiny_imagenet"] == "poisson"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--dataset nmnist --encoding poisson", "event data takes frames"),
+        ("--dataset digits --encoding frames", "event data takes frames"),
+        ("--dataset digits --permuted", "--permuted belongs to --dataset smnist"),
+        ("--dataset smnist --permuted --encoding poisson", "--permuted belongs to --dataset smnist"),
+        ("--dataset smnist --arch fc3 --num_steps 25", "28x28 pixels, one a time-step, need num_steps 784"),
+        ("--dataset smnist --arch vgg9 --num_steps 784", "img_size of vgg9 must be at least 8, got 1"),
+    ],
+)
+def test_an_encoding_that_does_not_suit_is_one_sentence(flags, message, mnist, nmnist, tmp_path):  # noqa: F811
+    where = {"smnist": mnist, "nmnist": nmnist}.get(flags.split()[1], tmp_path)
+    outcome = call(train.main, "--batch_size 4", flags, "--data_dir", where, "--run_dir", tmp_path / "run")
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert message in outcome.err[0]
+    assert not (tmp_path / "run").exists()
+
+
+# ---- MNIST -------------------------------------------------------------------------------------------
+
+
+def load(root, train_too=True):
+    return data.mnist(train.parse_args(["--dataset", "smnist", "--data_dir", str(root)]), train_too)
+
+
+def test_mnist_images_are_those_of_the_idx_files(mnist):
+    raw = load(mnist)
+    assert raw.train.images.shape == (40, 1, 28, 28)
+    assert raw.test.images[5, 0, 2, 3] == 5 + 7 * (2 + 3)
+    assert raw.train.labels.tolist() == [k % 10 for k in range(40)]
+    assert raw.classes == [str(k) for k in range(10)]
+
+
+def test_testing_mnist_needs_no_training_part(mnist):
+    assert load(mnist, train_too=False).train is None
+
+
+def test_smnist_pixels_enter_between_0_and_1(mnist):
+    args = train.parse_args(
+        ["--dataset", "smnist", "--data_dir", str(mnist), "--batch_size", "4", "--num_workers", "0"]
+    )
+    images, _ = next(iter(data.build_loaders(args).test))
+    assert torch.equal(images, data.mnist(args, False).test.images[:8] / 255)
+
+
+def spoil_cut(raw):
+    path = raw / "t10k-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def spoil_empty(raw):
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(b"")
+
+
+def spoil_header(raw):
+    path = raw / "train-images-idx3-ubyte"
+    path.write_bytes(b"PK" + path.read_bytes()[2:])
+
+
+def spoil_counts(raw):
+    write_idx(raw / "train-labels-idx1-ubyte", np.arange(39) % 10)
+
+
+def spoil_labels(raw):
+    write_idx(raw / "t10k-labels-idx1-ubyte", np.arange(20))
+
+
+@pytest.mark.parametrize("spoil", [spoil_cut, spoil_empty, spoil_header, spoil_counts, spoil_labels])
+def test_damaged_idx_files_are_one_sentence(spoil, mnist):
+    spoil(mnist / "MNIST" / "raw")
+    with pytest.raises(UserError, match="MNIST"):
+        load(mnist)
+
+
+def test_no_mnist_and_no_internet_says_what_to_put_where(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(UserError, match=r"put its four files \(train-images-idx3-ubyte"):
+        load(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
