@@ -18,6 +18,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -442,10 +443,22 @@ class Loader:
 
 
 def _leave_signals_to_main(worker):
-    """A terminal or a scheduler signals every process of a run: the main one saves, then ends the workers."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+    """A terminal or a scheduler signals every process of a run: the main one saves, then ends the workers.
+
+    Only a SIGTERM of the main process counts: Python sends one when a script dies of an error, and waits for ever.
+    """
+    for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+    def wait_for_main():
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    if hasattr(signal, "sigwaitinfo"):  # Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=wait_for_main, daemon=True).start()
 
 
 def _as_is(batch):

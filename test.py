@@ -64,6 +64,8 @@ def main(argv=None):
         loaders = data.Loaders(None, None, None, **checkpoint["data"])
     else:
         loaders = data.build_loaders(args, train=False)
+    if args.image and (args.encoding == "frames" or loaders.in_channels not in (1, 3)):
+        raise UserError("--image: this net takes recordings of an event camera, not pictures")
     net = utill.load_net(args, checkpoint, loaders.img_size, len(loaders.classes), loaders.in_channels, device)
     if args.image:
         print(json.dumps({"images": classify(net, loaders, args, device)}))

@@ -18,8 +18,11 @@ result.json as one line.
 
 import argparse
 import functools
+import itertools
 import json
 import math
+import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -27,17 +30,20 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import yaml
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import summary
 from tqdm import tqdm
 
 import arguments
 import data
 import fused
 import utill
+from model import BN_MOMENTUM
 from utill import UserError
 
-# Flags that a resumed run may change: they change no number.
-RESUMABLE = ("num_workers", "data_dir", "save_every", "train_display_freq")
+# Flags that a resumed run may change: they do not change what is learnt.
+RESUMABLE = ("num_workers", "data_dir", "save_every", "train_display_freq", "precise_bn")
 
 
 def parse_args(argv=None):
@@ -61,6 +67,8 @@ def parse_args(argv=None):
     group.add_argument("--weight_decay", default=1e-4, type=arguments.nonnegative_float, help="weight decay")
     group.add_argument("--logit_scale", default=1.0, type=arguments.positive_float,
                        help="multiply the logits in the loss; T undoes their division by T, as in eq. 5")  # fmt: skip
+    group.add_argument("--precise_bn", default=None, type=arguments.positive_int, metavar="BATCHES",
+                       help="average BNTT's running statistics over so many training batches for testing")  # fmt: skip
     group.add_argument("--data_on_device", action="store_true",
                        help="keep the data set on the device and augment there; no loading processes")  # fmt: skip
     group.add_argument("--cuda_graph", action="store_true",
@@ -119,6 +127,10 @@ class Run:
             "progress": progress | meters, "random_state": utill.random_state(self.device),
         }  # fmt: skip
 
+    def where(self):
+        """How far it is, in words."""
+        return f"{self.epoch} epochs and {self.step} steps"
+
     def check(self):
         """UserError that names the layer if weights or gradients are inf or nan."""
         fault = utill.where_not_finite(self.net, gradients=not self.scaler.is_enabled())  # it skips such steps
@@ -130,13 +142,15 @@ class Run:
         utill.save_checkpoint(self.folder / name, self.state())
 
     def restore(self, checkpoint):
-        """Take up the run of `checkpoint`. Raises UserError where it is of another config or not whole."""
-        theirs, ours = checkpoint.get("config", {}), self.constants["config"]
-        odd = [k for k in sorted(theirs.keys() | ours.keys()) if theirs.get(k) != ours.get(k) and k not in RESUMABLE]
-        if odd:
-            changes = ", ".join(f"--{k} was {theirs.get(k)} and is now {ours.get(k)}" for k in odd)
-            raise UserError(f"{self.folder} holds a run of another config, so it cannot be resumed: {changes}")
+        """Take up the run of `checkpoint`. Raises UserError where it is of another config or data, or not whole."""
         try:
+            theirs, ours, known = checkpoint["config"], self.constants["config"], self.constants["data"]
+            odd = [k for k in sorted(theirs.keys() | ours.keys()) if theirs.get(k) != ours.get(k)]
+            changes = [f"--{k} was {theirs.get(k)} and is now {ours.get(k)}" for k in odd if k not in RESUMABLE]
+            changes += [f"the data have another {k}" for k, v in known.items() if checkpoint["data"][k] != v]
+            if changes:
+                changes = ", ".join(changes)
+                raise UserError(f"{self.folder} holds a run of another config, so it cannot be resumed: {changes}")
             self.net.load_state_dict(checkpoint["state_dict"])
             groups = self.optimizer.state_dict()["param_groups"]  # what they hold follows from the config
             self.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": groups})
@@ -145,18 +159,21 @@ class Run:
             progress = dict(checkpoint["progress"])
             for key in ("losses", "rights"):
                 meter = progress.pop(key)
-                setattr(self, key, utill.AverageMeter(meter["sum"], meter["count"]))
+                total = torch.as_tensor(meter["sum"], dtype=torch.float32, device=self.device)
+                setattr(self, key, utill.AverageMeter(total, meter["count"]))
             vars(self).update({k: progress[k] for k in ("step", "log", "best", "seconds", "epoch_seconds")})
             self.epoch, self.accuracy = checkpoint["global_step"], checkpoint["accuracy"]
             utill.set_random_state(checkpoint["random_state"], self.device)
+        except UserError:
+            raise
         except Exception as error:  # a damaged one can fail anywhere
-            reason = utill.reason_of(error)
+            reason = f"it has no {error}" if isinstance(error, KeyError) else utill.reason_of(error)
             raise UserError(f"{self.folder}/last.pth.tar is not a run that can be resumed: {reason}") from None
         self.clock = time.perf_counter()
 
 
 def check_progress(checkpoint, optimizer):
-    """ValueError unless what a checkpoint says of its run, and the state it gave the optimizer, are of the right form."""
+    """ValueError unless what a checkpoint says of its run, and what it gave the optimizer, are of the right form."""
     progress, done = checkpoint["progress"], checkpoint["global_step"]
     meters = [progress[meter][key] for meter in ("losses", "rights") for key in ("sum", "count")]
     for number in (*meters, progress["seconds"], progress["epoch_seconds"]):
@@ -209,28 +226,50 @@ def train_epoch(run, step, loader, args, signals):
     look_every = 1 if device.type == "cpu" else 20  # reading a number makes a GPU wait
     worst = torch.zeros((), device=device)
     options = dict(unit="batch", disable=None, leave=False, initial=run.step, total=len(loader))
-    bar = tqdm(loader, desc=f"epoch {epoch + 1}/{args.num_epochs}", **options)
-    for images, labels in bar:
-        loss, right, gradient = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
-        run.losses.update(loss, len(labels))
-        run.rights.update(right / len(labels), len(labels))
-        run.step += 1
-        if args.amp != "fp16":  # whose gradients may overflow: the scaler then skips the step
-            worst = torch.maximum(worst, gradient)
-        saving = signals.wanted or args.save_every and run.step % args.save_every == 0 or run.step == len(loader)
-        if run.step % look_every == 0 or saving:
-            mean, acc = float(run.losses.avg), 100 * float(run.rights.avg)
-            if not math.isfinite(mean) or not math.isfinite(worst):
-                run.check()
-                raise UserError(f"the loss became {mean} at epoch {epoch + 1}, step {run.step}: lower --lr")
-            run.epoch_seconds += run.tick()
-            speed = run.losses.count / run.epoch_seconds
-            bar.set_postfix_str(f"loss {mean:.4f}, acc {acc:.1f} %, {speed:.1f} images/s")
-        if args.save_every and run.step % args.save_every == 0:
-            run.save()
-        signals.act()
+    with tqdm(loader, desc=f"epoch {epoch + 1}/{args.num_epochs}", **options) as bar:
+        for images, labels in bar:
+            loss, right, gradient = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+            run.losses.update(loss, len(labels))
+            run.rights.update(right / len(labels), len(labels))
+            run.step += 1
+            if args.amp != "fp16":  # whose gradients may overflow: the scaler then skips the step
+                worst = torch.maximum(worst, gradient)
+            due = args.save_every and run.step % args.save_every == 0
+            if run.step % look_every == 0 or due or signals.wanted or run.step == len(loader):
+                mean, acc = float(run.losses.avg), 100 * float(run.rights.avg)
+                if not math.isfinite(mean) or not math.isfinite(worst):
+                    run.check()
+                    raise UserError(f"the loss became {mean} at epoch {epoch + 1}, step {run.step}: lower --lr")
+                run.epoch_seconds += run.tick()
+                speed = run.losses.count / run.epoch_seconds
+                bar.set_postfix_str(f"loss {mean:.4f}, acc {acc:.1f} %, {speed:.1f} images/s")
+            if due:
+                run.save()
+            signals.act()
     run.check()
     return float(run.losses.avg), 100 * float(run.rights.avg)
+
+
+@torch.no_grad()
+def average_statistics(run, loader, args):
+    """Replace BNTT's running statistics by their average over the first --precise_bn training batches.
+
+    The running average remembers some ten batches: too few where an input is rarely other than zero, as a
+    border pixel of MNIST. ("Precise BN", Wu & Johnson 2021; not in the paper.) Training does not see them.
+    """
+    norms = [bn for layer in run.net.layers() for bn in layer.norm]
+    counts = [bn.num_batches_tracked.clone() for bn in norms]
+    run.net.train()
+    utill.seed_stream(args.seed, 2, run.epoch)
+    loader.set_epoch(run.epoch)
+    for i, (images, _) in enumerate(itertools.islice(loader, args.precise_bn), start=1):
+        for bn in norms:
+            bn.momentum = 1 / i
+        with utill.autocast(run.device, args.amp):
+            run.net(images.to(run.device))
+    for bn, count in zip(norms, counts, strict=True):
+        bn.momentum = BN_MOMENTUM
+        bn.num_batches_tracked.copy_(count)
 
 
 def end_epoch(run, loaders, args, signals, loss, acc):
@@ -238,6 +277,8 @@ def end_epoch(run, loaders, args, signals, loss, acc):
     record = {"epoch": run.epoch + 1, "lr": run.optimizer.param_groups[0]["lr"], "train_loss": loss, "train_acc": acc}
     record["images_per_s"] = run.losses.count / run.epoch_seconds
     record["mean_gamma"] = {layer: gamma.mean().item() for layer, gamma in run.net.gammas().items()}
+    if args.precise_bn:
+        average_statistics(run, loaders.train, args)
     if loaders.val is not None:
         val = utill.evaluate(run.net, loaders.val, run.device, args.seed, amp=args.amp, progress=signals.watch)
         record |= {"val_loss": val.loss, "val_acc": val.top1()}
@@ -245,25 +286,53 @@ def end_epoch(run, loaders, args, signals, loss, acc):
         with utill.SpikeMeter(run.net) as meter:
             test = utill.evaluate(run.net, loaders.test, run.device, args.seed, amp=args.amp, progress=signals.watch)
         record |= {"test_loss": test.loss, "test_acc": test.top1(), "test_acc5": test.top5()}
-        record["spike_rate"] = meter.rates()
+        record |= {"spike_rate": meter.rates(), "spikes_per_image": meter.per_image()}
     run.tick()
     return record | {"seconds": run.seconds}
 
 
-def write_scalars(writer, record, gammas, epoch):
-    for key, value in record.items():
-        if isinstance(value, dict):
-            for name, x in value.items():
-                writer.add_scalar(f"{key}/{name}", x, epoch)
-        elif isinstance(value, float):
-            writer.add_scalar(key, value, epoch)
-    for name, gamma in gammas.items():
-        writer.add_histogram(f"gamma/{name}", gamma, epoch)
+class Curves:
+    """TensorBoard's event file of a run. UserError if the disk does not take it.
+
+    Not SummaryWriter: that writes from a thread of its own, which loses minutes of curves with a kill and
+    prints a traceback when the disk is full. epoch: the first to come; what a killed run left of it is hidden.
+    """
+
+    def __init__(self, folder, epoch):
+        self.path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        start = SessionLog(status=SessionLog.START)
+        self._append([Event(file_version="brain.Event:2"), Event(step=epoch, session_log=start)])
+
+    def write(self, record, gammas):
+        """The numbers of a log line, and a histogram of each layer's gammas."""
+        flat = {key: value for key, value in record.items() if isinstance(value, float)}
+        for key, group in record.items():
+            if isinstance(group, dict):
+                flat |= {f"{key}/{name}": value for name, value in group.items()}
+        points = [summary.scalar(key, value) for key, value in flat.items()]
+        points += [summary.histogram(f"gamma/{name}", gamma, bins=64) for name, gamma in gammas.items()]
+        self._append([Event(step=record["epoch"], summary=point) for point in points])
+
+    def _append(self, events):
+        try:
+            self.path.parent.mkdir(exist_ok=True)
+            with open(self.path, "ab") as file:
+                for event in events:
+                    event.wall_time = time.time()
+                    RecordWriter(file).write(event.SerializeToString())
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {utill.reason_of(error)}") from None
 
 
 @utill.entry_point
 def main(argv=None):
     args = parse_args(argv)
+    with utill.Signals() as signals:
+        train(args, argv, signals)
+
+
+def train(args, argv, signals):
+    """The run that `args`, parsed from `argv`, ask for, from its data to its result.json."""
     device = utill.pick_device(args.device)
     args.amp = utill.pick_amp(device, args.amp)
     if args.deterministic:
@@ -283,6 +352,8 @@ def main(argv=None):
         if device.type != "cuda" or engine != "fused" or args.amp == "fp16" or args.optimizer != "sgd":
             raise UserError("--cuda_graph needs a GPU, the fused engine, --optimizer sgd and --amp bf16 or off")
         step = fused.GraphedStep(step)
+    if args.precise_bn and args.norm != "bntt":
+        raise UserError("--precise_bn needs --norm bntt, with statistics for every time-step")
     if args.data_on_device:
         for loader in filter(None, (loaders.train, loaders.val, loaders.test)):
             loader.to(device)
@@ -293,43 +364,48 @@ def main(argv=None):
     known = {key: getattr(loaders, key) for key in ("classes", "in_channels", "img_size", "mean", "std")}
     run = Run(net, optimizer, scaler, device, folder, {"config": config, "data": known})
     environment = utill.environment(device, argv, engine=engine, amp=args.amp)
-    for other in filter(None, [folder if old else None, args.config and Path(args.config).parent]):
+    for other in {folder if old else None, args.config and Path(args.config).parent} - {None}:
         if changed := utill.changed_versions(other, environment):
             print(f"not as in {other}, so numbers may differ: {changed}")
     if old:
         run.restore(old)
-        print(f"resumed after {run.epoch} epochs and {run.step} steps")
+        utill.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        utill.note_resumed(folder, environment, epoch=run.epoch, step=run.step)
+        if run.step == 0 and run.best and run.best["epoch"] == run.epoch:
+            utill.save_checkpoint(folder / "best.pth.tar", old)  # it may have been killed before it did
+        print(f"resumed after {run.where()}")
     else:
         utill.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         utill.write_json(folder / "environment.json", environment)
     print(f"run folder {folder}; {sum(p.numel() for p in net.parameters()):,} parameters; {device}")
     print(f"engine: {engine}, mixed precision {args.amp}" + (f" (not fused: {reason})" if reason else ""))
 
-    with (
-        utill.Signals(run.save) as signals,
-        SummaryWriter(folder / "tensorboard", purge_step=run.epoch + 1) as writer,
-    ):
-        while run.epoch < args.num_epochs:
-            lr = utill.learning_rate(args.lr, run.epoch, args.num_epochs, args.lr_schedule)
-            for group in optimizer.param_groups:
-                if args.cuda_graph and group["lr"] != lr:
-                    step.forget()  # the graph holds the learning rate it was captured with
-                    optimizer.zero_grad(set_to_none=True)
-                group["lr"] = lr
-            loss, acc = train_epoch(run, step, loaders.train, args, signals)
-            record = end_epoch(run, loaders, args, signals, loss, acc)
-            run.epoch, run.step, run.log = run.epoch + 1, 0, [*run.log, record]
-            run.accuracy = record.get("val_acc", record.get("test_acc"))
-            # Never choose by the test set: without a validation set the best epoch is the last one.
-            if run.best is None or loaders.val is None or record["val_acc"] > run.best["val_acc"]:
-                run.best = record
-                run.save("best.pth.tar")
-            utill.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in run.log))
-            run.save()  # last: a run killed before it does the end of the epoch again
-            write_scalars(writer, record, net.gammas(), run.epoch)
-            if run.epoch % args.train_display_freq == 0 or "test_acc" in record:
-                keys = [k for k in ("train_loss", "train_acc", "val_acc", "test_acc") if k in record]
-                print(f"epoch {run.epoch}/{args.num_epochs}", *(f"{k} {record[k]:.4f}" for k in keys), flush=True)
+    curves = Curves(folder / "tensorboard", run.epoch + 1)
+    signals.run = run
+    while run.epoch < args.num_epochs:
+        lr = utill.learning_rate(args.lr, run.epoch, args.num_epochs, args.lr_schedule)
+        for group in optimizer.param_groups:
+            if args.cuda_graph and group["lr"] != lr:
+                step.forget()  # the graph holds the learning rate it was captured with
+                optimizer.zero_grad(set_to_none=True)
+            group["lr"] = lr
+        loss, acc = train_epoch(run, step, loaders.train, args, signals)
+        record = end_epoch(run, loaders, args, signals, loss, acc)
+        run.epoch, run.step, run.log = run.epoch + 1, 0, [*run.log, record]
+        run.accuracy = record.get("val_acc", record.get("test_acc"))
+        # Never choose by the test set: without a validation set the best epoch is the last one.
+        is_best = run.best is None or loaders.val is None or record["val_acc"] > run.best["val_acc"]
+        run.best = record if is_best else run.best
+        # A run killed before `last` does the end of the epoch again, and writes these two again.
+        utill.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in run.log))
+        curves.write(record, net.gammas())
+        run.save()
+        if is_best:  # after `last`, which so never names an older epoch as the best than this file holds
+            run.save("best.pth.tar")
+        if run.epoch % args.train_display_freq == 0 or "test_acc" in record:
+            keys = [k for k in ("train_loss", "train_acc", "val_acc", "test_acc") if k in record]
+            print(f"epoch {run.epoch}/{args.num_epochs}", *(f"{k} {record[k]:.4f}" for k in keys), flush=True)
+    signals.run = None  # all is saved: from here on a signal stops it at once
 
     best = dict(run.best)
     if "test_acc" not in best:  # the best epoch was not one of those tested on the way
@@ -341,7 +417,7 @@ def main(argv=None):
         "dataset": args.dataset, "arch": args.arch, "norm": args.norm, "num_steps": args.num_steps, "seed": args.seed,
         "test_acc": best["test_acc"], "test_acc5": best["test_acc5"], "count": loaders.test.num_images,
         "epoch": best["epoch"], "chosen_by": "last epoch" if loaders.val is None else "validation accuracy",
-        "train_images": loaders.train.num_images, "seconds": run.seconds, "run_dir": str(folder),
+        "train_images": len(loaders.train.keys.indices), "seconds": run.seconds, "run_dir": str(folder),
     }  # fmt: skip
     utill.write_json(folder / "result.json", result)
     print(json.dumps(result))

@@ -1,5 +1,6 @@
 """What the entry points share: errors, devices, schedule, seeds, evaluation, checkpoints, run log."""
 
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -35,10 +36,11 @@ class UserError(Exception):
     """A mistake the user can mend, said in one sentence: the scripts print it and exit with 2."""
 
 
-class Stopped(Exception):
-    """A signal asked the run to stop, and it has saved its state. code: what to exit with, 128 + the signal."""
+class Stopped(BaseException):
+    """A signal stopped the run, as the message says. code: what to exit with, 128 + the signal."""
 
-    def __init__(self, code):
+    def __init__(self, code, message):
+        super().__init__(message)
         self.code = code
 
 
@@ -72,6 +74,7 @@ def entry_point(main):
                 raise
             return refuse("out of memory: lower --batch_size, --img_size or --num_steps")
         except Stopped as stop:
+            print(stop, file=sys.stderr)
             return stop.code
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -144,16 +147,19 @@ def make_deterministic():
 class Signals:
     """While a run trains, Ctrl-C and SIGTERM ask it to save and stop, SIGUSR1 to save and go on.
 
-        with Signals(save) as signals:
+        with Signals() as signals:
+            ...                                   # Ctrl-C and SIGTERM raise Stopped, SIGUSR1 waits
+            signals.run = run                     # has save(), and where() to tell how far it is
             for batch in signals.watch(loader):   # or signals.act() wherever the state can be saved
                 ...
+            signals.run = None
 
-    The handlers only take a note; `act` then calls save() and raises `Stopped`. A second Ctrl-C or
-    SIGTERM acts at once, as without this class.
+    While there is a run the handlers only take a note; `act` then saves it and raises `Stopped`. A second
+    Ctrl-C or SIGTERM acts at once, as without this class. In a thread other than the main one nothing is changed.
     """
 
-    def __init__(self, save):
-        self.save, self.code, self.wanted, self.before = save, None, False, {}
+    def __init__(self):
+        self.run, self.stop, self.wanted, self.before = None, None, False, {}
 
     def __enter__(self):
         for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
@@ -164,20 +170,23 @@ class Signals:
 
     def __exit__(self, *exc):
         for number, handler in self.before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: it was not set from Python
 
     def _note(self, number, frame):
         self.wanted = True
         if number in (signal.SIGINT, signal.SIGTERM):
-            self.code = 128 + number
-            signal.signal(number, self.before[number])
+            signal.signal(number, self.before[number] or signal.SIG_DFL)
+            self.stop = signal.Signals(number)
+            if self.run is None:
+                raise Stopped(128 + number, f"stopped by {self.stop.name} outside of training")
 
     def act(self):
         if self.wanted:
             self.wanted = False
-            self.save()
-        if self.code is not None:
-            raise Stopped(self.code)
+            self.run.save()
+        if self.stop is not None:
+            message = f"stopped by {self.stop.name} after {self.run.where()}; go on with --resume"
+            raise Stopped(128 + self.stop, message)
 
     def watch(self, batches):
         for batch in batches:
@@ -292,6 +301,10 @@ class SpikeMeter:
             n: float(s.sum()) / (self.neurons[n] * max(self.images, 1)) for n, s in self.spikes.items() if n != "input"
         }
 
+    def per_image(self):
+        """Spikes of all layers over all T for one image; those of the input do not count."""
+        return sum(float(s.sum()) for n, s in self.spikes.items() if n != "input") / max(self.images, 1)
+
     def operations(self):
         """[T] accumulate operations per image and step: a layer's dense multiply-adds x its input's spike rate.
 
@@ -371,10 +384,16 @@ def write_atomically(path, write):
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"cannot write {path}: {reason_of(error)}") from None
+        cause = error
+        while not isinstance(cause, OSError) and cause.__context__:  # torch.save has words of its own for a full disk
+            cause = cause.__context__
+        if not isinstance(cause, Exception):  # nor does it let a Ctrl-C through
+            raise cause from None
+        raise UserError(f"cannot write {path}: {reason_of(cause)}") from None
     finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary is not None:
+            with contextlib.suppress(OSError):  # it is in place, or its folder is gone
+                os.unlink(temporary)
 
 
 def write_text(path, text):
@@ -590,40 +609,58 @@ def _cpu_name():
         return platform.processor() or platform.machine()
 
 
-VERSIONS = ("git", "device", "threads", "python", "torch", "torchvision", "numpy")  # of environment.json
+VERSIONS = ("git", "device", "threads", "python", "torch", "torchvision", "numpy", "engine")  # of environment.json
+
+
+def read_environment(folder):
+    """environment.json in `folder`; {} if there is none, or none that can be read."""
+    try:
+        return _plain_dict(json.loads((Path(folder) / "environment.json").read_text()))
+    except (OSError, ValueError, RecursionError):
+        return {}
 
 
 def changed_versions(folder, now):
     """What of environment.json in `folder` is not as in `now`, in words; "" if nothing, or if it has none."""
-    try:
-        then = json.loads((Path(folder) / "environment.json").read_text())
-        changed = [f"{key} {then[key]} (now {now[key]})" for key in VERSIONS if then.get(key, now[key]) != now[key]]
-    except (OSError, ValueError, TypeError, AttributeError):
-        return ""
-    return ", ".join(changed)
+    then = read_environment(folder)
+    changed = [key for key in VERSIONS if then.get(key, now[key]) != now[key]]
+    return ", ".join(f"{key} {then[key]} (now {now[key]})" for key in changed)
+
+
+def note_resumed(folder, now, **where):
+    """Add to environment.json in `folder` that its run went on in the environment `now`; UserError as `write_json`."""
+    then = read_environment(folder) or now
+    again = {"date": now["date"], "git": now["git"], **where, "changed": changed_versions(folder, now)}
+    before = then.get("resumed")
+    write_json(folder / "environment.json", then | {"resumed": [*(before if isinstance(before, list) else []), again]})
 
 
 def run_folder(path, overwrite=False, resume=False):
     """Make the folder of a run. Returns (path, checkpoint to go on from or None).
 
-    UserError if it holds a run already, unless it is to be overwritten or resumed.
+    UserError if it holds a run already, unless it is to be overwritten or resumed. Files that a killed run
+    had not finished writing are removed.
     """
     path = Path(path)
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
     old = [path / name for name in RUN_FILES if (path / name).exists()]
+    checkpoint = None
     if resume and path / "last.pth.tar" in old:
-        return path, load_checkpoint(path / "last.pth.tar")
-    old += (path / "tensorboard").glob("events.out.tfevents.*")
-    if old and not overwrite and not resume:  # a run killed before it saved anything begins anew
-        raise UserError(f"{path} already holds a run: pass --resume, --overwrite, or --run_dir for another folder")
+        checkpoint, old = load_checkpoint(path / "last.pth.tar"), []
+    elif resume and path / "result.json" in old:
+        raise UserError(f"{path} holds a finished run without its last.pth.tar: pass --overwrite to train it again")
+    else:
+        old += (path / "tensorboard").glob("events.out.tfevents.*")
+        if old and not overwrite and not resume:  # a run killed before it saved anything begins anew
+            raise UserError(f"{path} already holds a run: pass --resume, --overwrite, or --run_dir for another folder")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        for file in old:
+        for file in [*old, *(half for name in RUN_FILES for half in path.glob(f".{name}.*"))]:
             file.unlink()
     except OSError as error:
         raise UserError(f"cannot make the run folder {path}: {reason_of(error)}") from None
-    return path, None
+    return path, checkpoint
 
 
 def write_json(path, value):

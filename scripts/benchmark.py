@@ -56,6 +56,7 @@ CONTENDERS = {
     "ours-plain-bf16": ("ours-plain", True),
     "ours-fused": ("ours-fused", False),
     "ours-fused-bf16": ("ours-fused", True),
+    "ours-fused-bf16-graph": ("ours-fused", True),  # the training step replayed as one CUDA graph
     "spikingjelly": ("spikingjelly", False),
     "spikingjelly-bf16": ("spikingjelly", True),
     "snntorch": ("snntorch", False),
@@ -218,7 +219,7 @@ class Contender:
         torch.set_num_threads(spec["threads"])
         self.spec, self.device = spec, torch.device(spec["device"])
         self.whose, self.bf16 = CONTENDERS[spec["contender"]]
-        self.net = None
+        self.net = self.graph = None
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
     def batch(self, size):
@@ -245,6 +246,12 @@ class Contender:
         return {"logits": logits.detach(), "gradients": grads, "eval logits": evaluated}
 
     def prepare(self):
+        if self.spec["contender"].endswith("-graph"):
+            if self.device.type != "cuda":
+                raise LeftOut("a CUDA graph needs a GPU")
+            import fused
+
+            self.graph = fused.GraphedStep(self.step)
         self.net = build(self.whose, self.spec)
         with self.autocast():
             self.pass_twice(self.net, *self.batch(max(2, min(self.spec["batch_size"], 4))))
@@ -254,20 +261,23 @@ class Contender:
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def logits(self):
+    def step(self, images, labels):
         with self.autocast():
-            return self.net(self.images)
+            logits = self.net(images)
+        self.optimizer.zero_grad()
+        F.cross_entropy(logits.float(), labels).backward()
+        self.optimizer.step()
+        return (logits.detach(),)
 
     def train(self):
         self.net.train()
-        F.cross_entropy(self.logits().float(), self.labels).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        (self.graph or self.step)(self.images, self.labels)
 
     @torch.no_grad()
     def infer(self):
         self.net.eval()
-        self.logits()
+        with self.autocast():
+            self.net(self.images)
 
     def synchronize(self):
         if self.device.type == "cuda":

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, call, spawn
+import torch.nn.functional as F
+from conftest import TINY, call, spawn, words
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -569,3 +570,36 @@ def test_the_good_files_beside_the_bad_ones_are_good(place, tmp_path):
     assert trained.result["count"] == 16
     assert call(test_script.main, "good.tar", "--limit_test", 10).code == 0
     assert call(test_script.main, "good.tar", "--image", "image.png").code == 0
+
+
+# ---- --precise_bn ----------------------------------------------------------------------------------
+
+
+def weights_of(run_dir):
+    state = torch.load(run_dir / "last.pth.tar", weights_only=True)["state_dict"]
+    return {name: tensor for name, tensor in state.items() if "running" not in name}
+
+
+def test_precise_bn_changes_no_weight(tmp_path):
+    flags = "--num_epochs 2 --limit_train 64"
+    assert train_synthetic(tmp_path / "plain", flags).code == 0
+    assert train_synthetic(tmp_path / "precise", flags, "--precise_bn 2").code == 0
+    plain, precise = weights_of(tmp_path / "plain"), weights_of(tmp_path / "precise")
+    assert all(torch.equal(precise[name], tensor) for name, tensor in plain.items())
+
+
+@pytest.mark.parametrize("engine", ["plain", "fused"])
+def test_precise_bn_is_the_average_over_so_many_batches(engine, tmp_path):
+    flags = f"--num_epochs 1 --limit_train 64 --encoding direct --precise_bn 3 --engine {engine}"
+    assert train_synthetic(tmp_path / "run", flags).code == 0
+    state = torch.load(tmp_path / "run" / "last.pth.tar", weights_only=True)
+    args = train.parse_args(words([SYNTHETIC, flags]))
+    loader = data.build_loaders(args).train
+    means = [F.conv2d(images, state["state_dict"]["conv1.weight"], padding=1).mean((0, 2, 3)) for images, _ in loader]
+    torch.testing.assert_close(state["state_dict"]["bntt1.1.running_mean"], torch.stack(means[:3]).mean(0))
+
+
+def test_precise_bn_of_a_shared_bn_is_refused(tmp_path):
+    outcome = train_synthetic(tmp_path / "run", "--norm bn --precise_bn 2")
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert not (tmp_path / "run").exists()

@@ -6,7 +6,9 @@ import os
 import pickle
 import zipfile
 from argparse import Namespace
+from collections import OrderedDict
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ import torch
 import torch.nn as nn
 
 import data
+import early_exit
 import fused
+import test as test_script
 import utill
 from model import SpikingVGG
 from utill import UserError, learning_rate
@@ -152,6 +156,7 @@ def test_the_spike_meter_counts_every_spike_on_both_engines(engine):
     with utill.SpikeMeter(net) as meter:
         net(images)
     assert {name: counts.tolist() for name, counts in meter.spikes.items()} == expected
+    assert meter.per_image() == sum(sum(n) for name, n in expected.items() if name != "input") / len(images)
 
 
 @torch.no_grad()
@@ -414,3 +419,178 @@ def test_the_environment_names_what_a_number_depends_on(monkeypatch):
 def test_the_environment_does_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert utill.environment(torch.device("cpu"), [])["git"] is None
+
+
+# ---- Checkpoints that nobody vouches for ---------------------------------------------------------
+
+
+def ours(**changes):
+    """A checkpoint of ours, whole but for `changes` {part or name of a weight: value, None to leave it out}."""
+    net = SpikingVGG("fc3", 4, img_size=2, in_channels=1, encoding="pixels_permuted")
+    config = dict(arch="fc3", num_steps=4, leak_mem=0.9, threshold=1.0, norm="bntt", encoding="pixels_permuted")
+    config |= dict(spike_order="integrate_first", dataset="smnist", img_size=2)
+    known = dict(classes=[str(k) for k in range(10)], in_channels=1, img_size=2, mean=[0.5], std=[0.25])
+    checkpoint = {"state_dict": dict(net.state_dict()), "config": config, "data": known, "progress": {"step": 1}}
+    for name, value in changes.items():
+        part, _, key = name.partition("__")
+        where = checkpoint[part] if key else checkpoint
+        where[key.replace("__", ".") or part] = value
+        if value is None:
+            del where[key.replace("__", ".") or part]
+    return checkpoint
+
+
+def load(tmp_path, checkpoint, **options):
+    """(args, checkpoint) as test.py and early_exit.py read it."""
+    torch.save(checkpoint, tmp_path / "x.tar", **options)
+    return test_script.parse_args([str(tmp_path / "x.tar")])
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_a_whole_checkpoint_loads_in_either_format_of_torch_whatever_else_it_holds(tmp_path, as_zip):
+    args, checkpoint = load(tmp_path, ours(optimizer={"state": {}}), _use_new_zipfile_serialization=as_zip)
+    assert checkpoint["progress"] == {"step": 1}
+    utill.load_net(args, checkpoint, 2, 10, 1, torch.device("cpu"))
+
+
+W, V = torch.zeros(256, 1), torch.ones(256)
+HUGE = torch.zeros(1).expand(2**20, 2**20)  # 4 TB, of one number
+BAD_CHECKPOINTS = [
+    (dict(state_dict__fc1__weight=W / 0), "its fc1.weight is not finite"),
+    (dict(state_dict__fc1__weight=W.double() + 1e300), "its fc1.weight is not finite"),
+    (dict(state_dict__bntt_fc1__0__running_var=-V), "its bntt_fc1.0.running_var is negative"),
+    (dict(state_dict__fc1__weight=HUGE), "its fc1.weight is larger than the file"),
+    (dict(state_dict__a=HUGE[0, : 2**16], state_dict__b=HUGE[0, : 2**16]), "its [ab] is larger than the file"),
+    (dict(state_dict__fc1__weight=W.to_sparse()), "its fc1.weight is no plain tensor"),
+    (dict(state_dict__fc1__weight=W.to("meta")), "its fc1.weight is of torch.float32 on meta"),
+    (dict(state_dict__fc1__weight=W.cfloat()), "its fc1.weight is of torch.complex64"),
+    (dict(state_dict__fc1__weight=W.bool()), "its fc1.weight is of torch.bool"),
+    (dict(state_dict__fc1__weight=W.long()), "size mismatch for fc1.weight: .* of torch.int64, not"),
+    (dict(state_dict__fc1__weight=W.T), r"size mismatch for fc1.weight: it is \[1, 256\] .* not \[256, 1\]"),
+    (dict(state_dict__fc1__weight=None), "holds another net than fc3 as asked for: it has no fc1.weight"),
+    (dict(state_dict__fc9__weight=W), "holds another net than fc3 as asked for: that has no fc9.weight"),
+    (dict(state_dict__encoder__order=torch.tensor([0, 1, 2, 2])), "its encoder.order is not an order of the pixels"),
+    (dict(state_dict__encoder__order=torch.tensor([1, 2, 3, 4])), "its encoder.order is not an order of the pixels"),
+    (dict(state_dict__encoder__order=torch.arange(9)), "size mismatch for encoder.order"),
+    (dict(config__num_steps=10**9), "num_steps must be an integer .* at most 10000, got 1000000000"),
+    (dict(config__num_steps=10**4), "it has 4 time-steps with a norm of their own, not 10000"),
+    (dict(config__num_steps=10**9, config__norm="none"), "num_steps must be an integer .* at most 10000"),
+    (dict(config__img_size=10**6, data__img_size=10**6), "img_size must be an integer .* at most 10000"),
+    (dict(config__img_size=None, data__img_size=10**6), "need num_steps 1000000000000"),
+    (dict(config__img_size=8), "its config and data differ in img_size"),
+    (dict(config__num_workers=10**6), "num_workers must be an integer .* at most 256"),
+    (dict(config__lr=[1]), "its config is missing or wrong"),
+    (dict(config__x={}), "its config is missing or wrong"),
+    (dict(config=torch.zeros(3)), "its config is missing or wrong"),
+    (dict(data__classes=["a", "b"]), r"size mismatch for fc3.weight: it is \[10, 256\] .* not \[2, 256\]"),
+    (dict(data__classes=["a"] * 9 + ["\x1b[2J"]), "its data is missing or wrong"),
+    (dict(data__classes=["a"] * 9 + ["x" * 10**6]), "its data is missing or wrong"),
+    (dict(data__classes=["a"] * 9 + ["\ud800"]), "its data is missing or wrong"),
+    (dict(data__mean=[float("nan")]), "its data is missing or wrong"),
+    (dict(data__std=[0.0]), "its data is missing or wrong"),
+    (dict(data__std=[float("inf")]), "its data is missing or wrong"),
+    (dict(data__mean=[0.5] * 2, data__std=[0.5] * 2), "its data is missing or wrong"),
+    (dict(data__in_channels=True), "its data is missing or wrong"),
+    (dict(data__img_size=0), "its data is missing or wrong"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_CHECKPOINTS)
+def test_a_checkpoint_with_one_thing_wrong_is_refused_with_that_reason(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, ours(**changes))
+
+
+def test_event_data_has_two_channels_and_their_mean_and_std(tmp_path):
+    net = SpikingVGG("dvs_cnn7", 2, img_size=4, in_channels=2, encoding="frames")
+    known = dict(classes=[str(k) for k in range(10)], in_channels=2, img_size=4, mean=[0.0] * 2, std=[1.0] * 2)
+    config = dict(arch="dvs_cnn7", num_steps=2, encoding="frames", dataset="nmnist", img_size=None)
+    events = ours(state_dict=net.state_dict(), data=known, config=ours()["config"] | config)
+    assert load(tmp_path, events)[0].mean == [0, 0]
+    with pytest.raises(UserError, match="its data is missing or wrong"):
+        load(tmp_path, events | {"data": known | {"mean": [0.0]}})
+
+
+def test_a_net_for_event_data_classifies_no_pictures(tmp_path, capsys):
+    net = SpikingVGG("fc3", 2, img_size=4, in_channels=2, encoding="frames")
+    known = dict(classes=[str(k) for k in range(10)], in_channels=2, img_size=4, mean=[0.0] * 2, std=[1.0] * 2)
+    config = ours()["config"] | dict(num_steps=2, encoding="frames", dataset="nmnist", img_size=None)
+    torch.save(ours(state_dict=net.state_dict(), data=known, config=config), tmp_path / "x.tar")
+    assert test_script.main([str(tmp_path / "x.tar"), "--image", "cat.png", "--device", "cpu"]) == 2
+    assert "this net takes recordings of an event camera, not pictures" in capsys.readouterr().err
+
+
+def test_a_checkpoint_does_not_name_the_files_that_a_script_writes(tmp_path):
+    torch.save(ours(config__figure="mine.png", config__image="secret.png", config__repeats=99), tmp_path / "x.tar")
+    assert early_exit.parse_args([str(tmp_path / "x.tar")])[0].figure is None
+    args = test_script.parse_args([str(tmp_path / "x.tar")])[0]
+    assert (args.image, args.repeats) == (None, 1)
+
+
+class Attributes:
+    """Unpickles as an OrderedDict on which a file has put attributes over its methods."""
+
+    def __reduce__(self):
+        return OrderedDict, ([("fc1.weight", W)],), {"items": 5, "keys": 5, "_metadata": 5}
+
+
+def test_a_state_dict_whose_methods_were_replaced_is_read_as_the_plain_dict_it_is(tmp_path):
+    torch.save({"state_dict": Attributes()}, tmp_path / "x.tar")
+    state = utill.load_checkpoint(tmp_path / "x.tar")["state_dict"]
+    assert type(state) is dict
+    assert torch.equal(state["fc1.weight"], W)
+
+
+def test_a_compressed_checkpoint_is_refused_before_it_unfolds(tmp_path):
+    path, bomb = tmp_path / "x.tar", torch.zeros(25_000_000)
+    torch.save({"state_dict": {"w": bomb}}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    assert path.stat().st_size < 1e6
+    with mock.patch("torch.load") as loading, pytest.raises(UserError, match="is not a whole checkpoint"):
+        utill.load_checkpoint(path)
+    loading.assert_not_called()
+
+
+def test_numbers_that_are_not_in_the_older_format_are_not_waited_for(tmp_path):
+    path, few = tmp_path / "x.tar", torch.zeros(5)
+    torch.save({"state_dict": {"w": few}}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    assert b"K\x05" in content
+    path.write_bytes(content.replace(b"K\x05", b"J\xff\xff\xff\x7f"))  # 8 GB
+    with pytest.raises(UserError, match="is not a whole checkpoint"):
+        utill.load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        (MemoryError(), True), (torch.OutOfMemoryError("CUDA out of memory"), True), (RuntimeError("bug"), False),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+    ],
+)  # fmt: skip
+def test_a_lack_of_memory_is_one_line_and_exit_code_2(capsys, error, refused):
+    @utill.entry_point
+    def main(argv=None):
+        raise error
+
+    if not refused:
+        with pytest.raises(RuntimeError, match="bug"):
+            main([])
+        return
+    assert main([]) == 2
+    assert capsys.readouterr().err.endswith("error: out of memory: lower --batch_size, --img_size or --num_steps\n")
+
+
+def test_an_error_does_not_drive_the_terminal(capsys):
+    @utill.entry_point
+    def main(argv=None):
+        raise UserError("no key \x1b[2J" + "x" * 10**6)
+
+    assert main([]) == 2
+    err = capsys.readouterr().err
+    assert r"no key \x1b[2J" in err
+    assert len(err) < 2200

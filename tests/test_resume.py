@@ -1,0 +1,480 @@
+"""A run that is stopped, killed or fails: what is kept, what is said, and that --resume ends as if nothing had been."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, call, spawn, words
+
+import data
+import train
+import utill
+
+sys.path.insert(0, str(ROOT / "scripts"))
+from kill_test import difference, what_a_run_left  # noqa: E402
+
+FLAGS = f"{TINY} --dataset digits --limit_train 64 --limit_test 20 --num_epochs 3 --lr 0.05 --augment --save_every 3"
+FC3 = f"{FLAGS} --arch fc3 --engine plain"  # the fastest
+VARIANTS = {
+    "plain": "--engine plain --num_steps 2",
+    "fused": "--engine fused --val_fraction 0.01",
+    "workers": "--engine fused --val_fraction 0.01 --num_workers 2",
+    "adam": "--arch fc3 --engine plain --optimizer adam --lr 0.001 --lr_schedule cosine --val_fraction 0.01",
+    "precise": "--arch fc3 --engine plain --precise_bn 2 --val_fraction 0.01 --num_workers 1",
+    "bf16": "--arch fc3 --engine plain --amp bf16 --deterministic",
+}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL where the moment must be exact."""
+
+
+def go(run_dir, *flags):
+    return call(train.main, *(flags or [FC3]), "--run_dir", run_dir)
+
+
+def resume(run_dir, *flags):
+    return go(run_dir, *(flags or [FC3]), "--resume")
+
+
+def saved(run_dir):
+    """(epochs, steps) of last.pth.tar, which must load."""
+    checkpoint = utill.load_checkpoint(run_dir / "last.pth.tar")
+    return checkpoint["global_step"], checkpoint["progress"]["step"]
+
+
+def assert_same(a, b):
+    assert difference(what_a_run_left(a), what_a_run_left(b), "run") is None
+
+
+@contextlib.contextmanager
+def at(module, name, count, act):
+    """Call act(*args) before the `count`-th call of module.name."""
+    original, calls = getattr(module, name), iter(range(1, 1 << 30))
+
+    def patched(*args, **options):
+        if next(calls) == count:
+            act(*args)
+        return original(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, patched)
+        yield
+
+
+def send(number):
+    return lambda *_: os.kill(os.getpid(), number)
+
+
+def die(*_):
+    raise Killed
+
+
+def fail(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """Folder of an unbroken run with FC3, or with FLAGS and a variant."""
+    runs = {}
+
+    def folder(variant=None):
+        if variant not in runs:
+            runs[variant] = tmp_path_factory.mktemp("unbroken") / "run"
+            assert go(runs[variant], *([FLAGS, VARIANTS[variant]] if variant else [FC3])).code == 0
+        return runs[variant]
+
+    return folder
+
+
+@pytest.fixture
+def half(tmp_path):
+    """A run with FC3 that was stopped in its second epoch."""
+    with at(train, "train_step", 6, send(signal.SIGTERM)):
+        go(tmp_path / "half")
+    return tmp_path / "half"
+
+
+# ---- The same end --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_stopped_within_an_epoch_and_resumed_ends_as_if_it_had_not_been(unbroken, tmp_path, variant):
+    flags = FLAGS, VARIANTS[variant]
+    with at(train, "train_step", 6, send(signal.SIGTERM)):
+        assert go(tmp_path / "run", *flags).code == 143
+    assert saved(tmp_path / "run") == (1, 2)
+    assert resume(tmp_path / "run", *flags).code == 0
+    assert_same(tmp_path / "run", unbroken(variant))
+
+
+def test_a_resumed_run_may_have_another_number_of_workers(unbroken, half):
+    assert resume(half, FC3, "--num_workers", 2).code == 0
+    a, b = (utill.load_checkpoint(folder / "last.pth.tar") for folder in (half, unbroken()))
+    assert difference(a["state_dict"], b["state_dict"], "") is None
+    assert difference(a["optimizer"], b["optimizer"], "") is None
+
+
+@pytest.mark.parametrize("write", range(1, 16))
+def test_a_run_killed_before_any_of_its_writes_ends_as_if_it_had_not_been(unbroken, tmp_path, write):
+    """They are config, environment, then of each epoch a save within it, log, last, best, and the result."""
+    with at(utill, "write_atomically", write, die), pytest.raises(Killed):
+        go(tmp_path / "run")
+    assert resume(tmp_path / "run").code == 0
+    assert_same(tmp_path / "run", unbroken())
+
+
+def test_that_is_every_write_of_a_run(unbroken, tmp_path):
+    with at(utill, "write_atomically", 16, die):
+        assert go(tmp_path / "run").code == 0
+
+
+@pytest.mark.parametrize("evaluation", range(1, 5))
+def test_a_run_killed_before_an_evaluation_ends_as_if_it_had_not_been(unbroken, tmp_path, evaluation):
+    flags = FLAGS, VARIANTS["adam"]
+    with at(utill, "evaluate", evaluation, die), pytest.raises(Killed):
+        go(tmp_path / "run", *flags)
+    assert resume(tmp_path / "run", *flags).code == 0
+    assert_same(tmp_path / "run", unbroken("adam"))
+
+
+def test_the_curves_of_an_epoch_whose_save_failed_are_written_once(tmp_path, unbroken):
+    with at(utill, "save_checkpoint", 2, die), pytest.raises(Killed):  # that of the first epoch's end
+        go(tmp_path)
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+    resume(tmp_path)
+    curves = what_a_run_left(tmp_path)["curves"]
+    assert [step for step, _ in curves["train_loss"]] == curves["gamma/fc1"] == [1, 2, 3]
+
+
+def test_the_best_checkpoint_is_that_of_the_best_epoch_though_killed_before_it_was_written(tmp_path):
+    with at(utill, "save_checkpoint", 3, die), pytest.raises(Killed):
+        go(tmp_path)
+    assert not (tmp_path / "best.pth.tar").exists()
+    with at(train, "train_step", 1, die), pytest.raises(Killed):
+        resume(tmp_path)
+    assert utill.load_checkpoint(tmp_path / "best.pth.tar")["global_step"] == 1
+
+
+def test_the_same_seed_gives_the_same_log_twice(unbroken, tmp_path):
+    go(tmp_path / "again")
+    assert_same(tmp_path / "again", unbroken())
+
+
+def test_killed_many_times_for_real(tmp_path):
+    flags = "--arch fc3 --num_steps 2 --limit_train 64 --num_epochs 2"
+    outcome = spawn("scripts/kill_test.py", "--kills 3 --in_write 1 --kinds 1", flags, cwd=tmp_path)
+    assert outcome.out[-1] == "3 of 3 kills survived, 1 inside a checkpoint write; end bit-identical: yes"
+    assert outcome.code == 0
+
+
+# ---- Signals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_saves_and_says_so_in_one_line(tmp_path, number, code):
+    with at(train, "train_step", 6, send(number)):
+        outcome = go(tmp_path)
+    assert outcome.code == code
+    assert outcome.err == [f"stopped by {number.name} after 1 epochs and 2 steps; go on with --resume"]
+    assert saved(tmp_path) == (1, 2)
+
+
+def test_sigusr1_saves_and_the_run_goes_on(unbroken, tmp_path):
+    seen = []
+    with (
+        at(train, "train_step", 6, send(signal.SIGUSR1)),
+        at(train, "train_step", 7, lambda *_: seen.append(saved(tmp_path))),
+    ):
+        assert go(tmp_path).code == 0
+    assert seen == [(1, 2)]
+    assert_same(tmp_path, unbroken())
+
+
+@pytest.mark.parametrize("variant", ["fused", "precise"])
+def test_a_stop_in_an_evaluation_loses_no_step(unbroken, tmp_path, variant):
+    flags = FLAGS, VARIANTS[variant]
+    with at(utill, "evaluate", 2, send(signal.SIGTERM)):
+        outcome = go(tmp_path, *flags)
+    assert (outcome.code, saved(tmp_path)) == (143, (1, 4))  # the end of the second epoch
+    resume(tmp_path, *flags)
+    assert_same(tmp_path, unbroken(variant))
+
+
+def test_a_second_sigint_stops_at_once_and_leaves_the_last_checkpoint(half):
+    before = (half / "last.pth.tar").read_bytes()
+    with at(train, "train_step", 1, send(signal.SIGINT)), at(os, "fsync", 2, send(signal.SIGINT)):
+        outcome = resume(half)
+    assert (outcome.code, outcome.err) == (130, ["interrupted"])
+    assert (half / "last.pth.tar").read_bytes() == before
+    assert not list(half.glob(".last*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_before_training_leaves_no_run_folder(tmp_path, number):
+    with at(data, "build_loaders", 1, send(number)):
+        outcome = go(tmp_path / "run")
+    assert outcome.code == 128 + number
+    assert outcome.err == [f"stopped by {number.name} outside of training"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_sigusr1_before_training_does_no_harm(tmp_path):
+    with at(data, "build_loaders", 1, send(signal.SIGUSR1)):
+        assert go(tmp_path).code == 0
+
+
+def test_the_handlers_are_as_they_were_after_a_run(tmp_path):
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
+    before = [signal.getsignal(number) for number in numbers]
+    with at(train, "train_step", 2, send(signal.SIGTERM)):
+        go(tmp_path)
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_run_in_another_thread_than_the_main_one(unbroken, tmp_path):
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(train.main(words([FC3, "--run_dir", tmp_path]))))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+    assert_same(tmp_path, unbroken())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_whole_process_group_is_for_the_main_process(tmp_path, number, code):
+    flags = words([FC3, "--num_epochs 1000 --num_workers 2 --run_dir", tmp_path])
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *flags], start_new_session=True, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        for _ in range(600):
+            if (tmp_path / "log.jsonl").exists():
+                break
+            time.sleep(0.1)
+        os.killpg(process.pid, number)
+        err = process.communicate(timeout=60)[1].splitlines()
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert len(err) == 1
+    assert err[0].startswith(f"stopped by {number.name} after ")
+
+
+def test_an_error_ends_the_loading_processes_too(tmp_path):
+    script = f"import sys; sys.path[:0] = [{str(ROOT)!r}]; import train; train.end_epoch = None; train.main()"
+    flags = words([FC3, "--num_workers 2 --run_dir", tmp_path / "run"])
+    done = subprocess.run(
+        [sys.executable, "-c", script, *flags], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr.splitlines()[-1] == "TypeError: 'NoneType' object is not callable"
+
+
+# ---- What can be resumed -------------------------------------------------------------------------
+
+
+def test_another_config_is_refused_and_the_flags_named(half):
+    before = {path: path.read_bytes() for path in half.glob("*.*")}
+    outcome = resume(half, FC3, "--lr 0.1 --leak_mem 0.9")
+    assert outcome.code == 2
+    assert len(outcome.err) == 1
+    assert "--leak_mem was 0.95 and is now 0.9, --lr was 0.05 and is now 0.1" in outcome.err[0]
+    assert {path: path.read_bytes() for path in half.glob("*.*")} == before
+
+
+def test_other_data_are_refused(half, monkeypatch):
+    digits = data.DATASETS["digits"].load
+
+    def changed(*args, **options):
+        raw = digits(*args, **options)
+        return raw._replace(train=raw.train._replace(images=raw.train.images.flip(0).clamp(max=200)))
+
+    monkeypatch.setitem(data.DATASETS, "digits", data.Row(changed, augment=False))
+    outcome = resume(half)
+    assert outcome.code == 2
+    assert outcome.err[0].endswith("cannot be resumed: the data have another mean, the data have another std")
+
+
+def test_a_finished_run_resumed_says_its_result_again(tmp_path):
+    first, again = go(tmp_path).result, resume(tmp_path).result
+    assert difference(first, again, "") is None
+    assert_same(tmp_path, tmp_path)
+
+
+def test_resume_with_nothing_there_starts_anew(unbroken, tmp_path):
+    assert resume(tmp_path / "run").code == 0
+    assert_same(tmp_path / "run", unbroken())
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda whole: whole[: len(whole) // 2], "last.pth.tar is not a whole checkpoint"),
+        (lambda whole: whole[:5000] + bytes(3000) + whole[8000:], "last.pth.tar is not a whole checkpoint"),
+        (lambda whole: b"", "last.pth.tar is not a"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_in_one_sentence(half, damage, words):
+    last = half / "last.pth.tar"
+    last.write_bytes(damage(last.read_bytes()))
+    outcome = resume(half)
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert words in outcome.err[0]
+
+
+def test_a_checkpoint_without_progress_is_refused_in_one_sentence(half):
+    checkpoint = torch.load(half / "last.pth.tar")
+    del checkpoint["progress"]
+    torch.save(checkpoint, half / "last.pth.tar")
+    outcome = resume(half)
+    assert outcome.code == 2
+    assert outcome.err[0].endswith("last.pth.tar is not a run that can be resumed: it has no 'progress'")
+
+
+def test_a_finished_run_without_its_last_checkpoint_is_not_deleted(unbroken, tmp_path):
+    shutil.copytree(unbroken(), tmp_path / "run")
+    (tmp_path / "run" / "last.pth.tar").unlink()
+    outcome = resume(tmp_path / "run")
+    assert outcome.code == 2
+    assert "holds a finished run without its last.pth.tar" in outcome.err[0]
+    assert (tmp_path / "run" / "best.pth.tar").exists()
+
+
+def test_resume_and_overwrite_exclude_each_other(tmp_path):
+    outcome = go(tmp_path, FC3, "--resume --overwrite")
+    assert outcome.code == 2
+    assert outcome.err[0].endswith("--resume and --overwrite exclude each other")
+
+
+def test_a_half_written_file_of_a_killed_run_is_removed(half):
+    (half / ".last.pth.tar.abc123").write_bytes(b"half")
+    resume(half)
+    assert {path.name for path in half.iterdir()} == {*utill.RUN_FILES, "tensorboard"}
+
+
+def test_the_environment_says_when_a_run_was_resumed(half):
+    before = json.loads((half / "environment.json").read_text())
+    (half / "environment.json").write_text(json.dumps(before | {"numpy": "1.0"}))
+    outcome = resume(half)
+    after = json.loads((half / "environment.json").read_text())
+    (resumed,) = after.pop("resumed")
+    assert after == before | {"numpy": "1.0"}
+    assert (resumed["epoch"], resumed["step"]) == (1, 2)
+    assert resumed["changed"].startswith("numpy 1.0 (now ")
+    assert f"not as in {half}, so numbers may differ: {resumed['changed']}" in outcome.out
+
+
+def test_the_config_of_a_run_repeats_it_and_names_changed_versions(unbroken, tmp_path):
+    shutil.copytree(unbroken(), tmp_path / "old")
+    environment = json.loads((tmp_path / "old" / "environment.json").read_text())
+    (tmp_path / "old" / "environment.json").write_text(json.dumps(environment | {"torch": "1.0", "threads": 64}))
+    outcome = go(tmp_path / "new", "--config", tmp_path / "old" / "config.yaml")
+    assert f"not as in {tmp_path / 'old'}, so numbers may differ: threads 64 (now 1), torch 1.0 (now " in outcome.out[0]
+    assert_same(tmp_path / "new", tmp_path / "old")
+
+
+def test_the_config_of_a_run_with_the_same_versions_says_nothing(unbroken, tmp_path):
+    outcome = go(tmp_path, "--config", unbroken() / "config.yaml")
+    assert not [line for line in outcome.out if line.startswith("not as in")]
+
+
+# ---- A disk that fails ---------------------------------------------------------------------------
+
+
+class FullFile:
+    """A file on a disk with room for `room` bytes more."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def write(self, some):
+        self.room -= len(some)
+        if self.room < 0:
+            fail()
+        return self.file.write(some)
+
+
+@pytest.mark.parametrize("room", [0, 1000, 100_000])
+def test_a_disk_that_fills_up_in_a_checkpoint_leaves_the_one_before(half, monkeypatch, room):
+    before = (half / "last.pth.tar").read_bytes()
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda checkpoint, file: save(checkpoint, FullFile(file, room)))
+    outcome = resume(half)
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert outcome.err[0].endswith(f"cannot write {half}/last.pth.tar: No space left on device")
+    assert (half / "last.pth.tar").read_bytes() == before
+    assert not list(half.glob(".*"))
+
+
+@pytest.mark.parametrize("where", ["fsync", "replace"])
+@pytest.mark.parametrize("write", range(1, 7))
+def test_a_disk_that_takes_no_more_is_one_sentence_and_the_run_can_be_resumed(unbroken, half, where, write):
+    """The writes are config, environment, the save within the epoch, log, last, best."""
+    with at(os, where, write, fail):
+        outcome = resume(half)
+    name = ["config.yaml", "environment.json", "last.pth.tar", "log.jsonl", "last.pth.tar", "best.pth.tar"][write - 1]
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert outcome.err[0].endswith(f"cannot write {half / name}: No space left on device")
+    assert resume(half).code == 0
+    assert_same(half, unbroken())
+
+
+def test_a_disk_that_takes_no_curves_is_one_sentence(half):
+    with at(train, "RecordWriter", 3, fail):
+        outcome = resume(half)
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert "tensorboard/events.out.tfevents." in outcome.err[0]
+    assert outcome.err[0].endswith(": No space left on device")
+
+
+def test_a_run_folder_that_is_deleted_meanwhile_is_one_sentence(tmp_path):
+    with at(train, "train_step", 6, lambda *_: shutil.rmtree(tmp_path / "run")):
+        outcome = go(tmp_path / "run")
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert outcome.err[0].endswith(f"cannot write {tmp_path}/run/last.pth.tar: No such file or directory")
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        Path, "mkdir", lambda *_, **options: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+    )
+    outcome = go(tmp_path / "run")
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert outcome.err[0].endswith("cannot make the run folder " + str(tmp_path / "run") + ": Permission denied")
+
+
+# ---- Numbers that fail ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", ["fc1", "fc3"])
+def test_a_gradient_that_is_not_finite_names_layer_epoch_and_step_and_is_not_saved(half, layer):
+    before = (half / "last.pth.tar").read_bytes()
+
+    def spoil(net, *_):
+        getattr(net, layer).weight.register_hook(lambda gradient: gradient.fill_(float("nan")))
+
+    with at(train, "train_step", 1, spoil):
+        outcome = resume(half)
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert f"the gradient of {layer}.weight is inf or nan at epoch 2, step 3" in outcome.err[0]
+    assert (half / "last.pth.tar").read_bytes() == before
+
+
+def test_deterministic_runs_on_a_cpu(tmp_path):
+    try:
+        assert go(tmp_path, FC3, "--deterministic --num_epochs 1").code == 0
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
