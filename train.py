@@ -252,7 +252,7 @@ def train_epoch(run, step, loader, args, signals):
 
 @torch.no_grad()
 def average_statistics(run, loader, args):
-    """Replace BNTT's running statistics by their average over the first --precise_bn training batches.
+    """Replace BNTT's running statistics (other norms are left alone) by their average over the first --precise_bn training batches.
 
     The running average remembers some ten batches: too few where an input is rarely other than zero, as a
     border pixel of MNIST. ("Precise BN", Wu & Johnson 2021; not in the paper.) Training does not see them.
@@ -277,7 +277,7 @@ def end_epoch(run, loaders, args, signals, loss, acc):
     record = {"epoch": run.epoch + 1, "lr": run.optimizer.param_groups[0]["lr"], "train_loss": loss, "train_acc": acc}
     record["images_per_s"] = run.losses.count / run.epoch_seconds
     record["mean_gamma"] = {layer: gamma.mean().item() for layer, gamma in run.net.gammas().items()}
-    if args.precise_bn:
+    if args.precise_bn and args.norm == "bntt":
         average_statistics(run, loaders.train, args)
     if loaders.val is not None:
         val = utill.evaluate(run.net, loaders.val, run.device, args.seed, amp=args.amp, progress=signals.watch)
@@ -352,8 +352,6 @@ def train(args, argv, signals):
         if device.type != "cuda" or engine != "fused" or args.amp == "fp16" or args.optimizer != "sgd":
             raise UserError("--cuda_graph needs a GPU, the fused engine, --optimizer sgd and --amp bf16 or off")
         step = fused.GraphedStep(step)
-    if args.precise_bn and args.norm != "bntt":
-        raise UserError("--precise_bn needs --norm bntt, with statistics for every time-step")
     if args.data_on_device:
         for loader in filter(None, (loaders.train, loaders.val, loaders.test)):
             loader.to(device)
