@@ -252,7 +252,7 @@ def train_epoch(run, step, loader, args, signals):
 
 @torch.no_grad()
 def average_statistics(run, loader, args):
-    """Replace BNTT's running statistics (other norms are left alone) by their average over the first --precise_bn training batches.
+    """Replace BNTT's running statistics by their average over the first --precise_bn training batches.
 
     The running average remembers some ten batches: too few where an input is rarely other than zero, as a
     border pixel of MNIST. ("Precise BN", Wu & Johnson 2021; not in the paper.) Training does not see them.
