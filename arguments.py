@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import yaml
 
+import runfiles
 import utill
 from model import ARCHS, ENCODERS, LIF, NORMS
 from utill import UserError
@@ -213,7 +214,7 @@ def parse_with_checkpoint(parser, argv=None):
     """
     parser.add_argument("checkpoint", help="last.pth.tar or best.pth.tar of a run, or an authors' *_bestmodel.pth.tar")
     path = parser.parse_args(argv).checkpoint
-    checkpoint = utill.load_checkpoint(path)
+    checkpoint = runfiles.load_checkpoint(path)
     if "config" in checkpoint:
         settings = checkpoint["config"]
         missing = [key for key in NEEDED if key not in settings]
@@ -232,7 +233,7 @@ def parse_with_checkpoint(parser, argv=None):
         args.split_seed = settings.get("seed", args.seed)  # else recordings trained on would be tested
         if args.dvs_split != settings.get("dvs_split", args.dvs_split):
             raise UserError(f"{path} was trained with --dvs_split {settings['dvs_split']}: test it on the same")
-        utill.check_weights(args, checkpoint, about["img_size"], len(about["classes"]), about["in_channels"])
+        runfiles.check_weights(args, checkpoint, about["img_size"], len(about["classes"]), about["in_channels"])
         return args, checkpoint
     state = checkpoint["state_dict"]
     if any(name.startswith("bntt_fc.") and name.endswith(".bias") for name in state):

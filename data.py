@@ -34,6 +34,7 @@ from torchvision import datasets as published
 from torchvision.datasets.utils import check_integrity, extract_archive
 
 import events
+import runfiles
 import utill
 from files import cached_images, download, extract_zip, list_images, mean_std, pixel_counts, read_image, resize
 from utill import UserError
@@ -506,7 +507,7 @@ def build_loaders(args, train=True):
     channels, height, width = raw.test.images.shape[-3:]
     if height != width or raw.train and raw.train.images.shape[1:] != raw.test.images.shape[1:]:
         raise UserError(f"the images of {args.dataset} are not all square and of one size: pass --img_size")
-    if odd := [str(c) for c in raw.classes if not utill.is_name(str(c))]:
+    if odd := [str(c) for c in raw.classes if not runfiles.is_name(str(c))]:
         raise UserError(f"the class {odd[0]!r:.100} has too long a name, or control characters in it: rename it")
     if getattr(args, "classes", None) and list(args.classes) != list(raw.classes):
         raise UserError(f"the classes of {args.data_dir} are not those that the net was trained on")

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import arguments
 import data
+import runfiles
 import utill
 from utill import UserError
 
@@ -78,7 +79,7 @@ def draw(path, gammas, evaluation, threshold, step, points):
     right.axhline(evaluation.top1(), color="grey", linestyle=":", label=f"{evaluation.top1():.2f} % in full")
     right.set(xlabel="time-steps run", ylabel="test accuracy, %", title="Accuracy against latency")
     right.legend(fontsize=8)
-    utill.write_atomically(path, lambda file: figure.savefig(file, dpi=150, format=path.suffix[1:]))
+    runfiles.write_atomically(path, lambda file: figure.savefig(file, dpi=150, format=path.suffix[1:]))
     plt.close(figure)
 
 
@@ -97,7 +98,7 @@ def parse_args(argv=None):
         raise UserError(f"--figure {args.figure}: the name must end in one of {' '.join(suffixes)}")
     if args.figure and not Path(args.figure).parent.is_dir():
         raise UserError(f"--figure {args.figure}: there is no such folder")
-    if args.figure and Path(args.figure).with_suffix(".json").name in utill.RUN_FILES:
+    if args.figure and Path(args.figure).with_suffix(".json").name in runfiles.RUN_FILES:
         raise UserError(f"--figure {args.figure}: its .json would replace one of a run: choose another name")
     return args, checkpoint
 
@@ -110,7 +111,7 @@ def main(argv=None):
     if args.norm != "bntt":
         raise UserError(f"a net with --norm {args.norm} has no gamma per time-step: early exit needs bntt")
     loaders = data.build_loaders(args, train=False)
-    net = utill.load_net(args, checkpoint, loaders.img_size, len(loaders.classes), loaders.in_channels, device)
+    net = runfiles.load_net(args, checkpoint, loaders.img_size, len(loaders.classes), loaders.in_channels, device)
 
     gammas, T = net.gammas(), args.num_steps
     mean_gamma = torch.stack([gamma.mean(1) for gamma in gammas.values()]).double()
@@ -144,7 +145,7 @@ def main(argv=None):
     draw(figure, gammas, evaluation, args.gamma_threshold, step, points)
     curve = [evaluation.top1(t) for t in range(1, T + 1)]
     details = {"acc_by_steps": curve, "mean_gamma": dict(zip(gammas, mean_gamma.tolist(), strict=True))}
-    utill.write_json(figure.with_suffix(".json"), {**result, **details, "sweep": points})
+    runfiles.write_json(figure.with_suffix(".json"), {**result, **details, "sweep": points})
     print(
         f"accuracy {result['acc_full']:.2f} % in full, {result['acc_exit']:.2f} % at the exit, which saves "
         f"{result['spikes_saved']:.1f} % of the spikes and {result['operations_saved']:.1f} % of the operations"

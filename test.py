@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import arguments
 import data
+import runfiles
 import utill
 from utill import UserError
 
@@ -66,7 +67,7 @@ def main(argv=None):
         loaders = data.build_loaders(args, train=False)
     if args.image and (args.encoding == "frames" or loaders.in_channels not in (1, 3)):
         raise UserError("--image: this net takes recordings of an event camera, not pictures")
-    net = utill.load_net(args, checkpoint, loaders.img_size, len(loaders.classes), loaders.in_channels, device)
+    net = runfiles.load_net(args, checkpoint, loaders.img_size, len(loaders.classes), loaders.in_channels, device)
     if args.image:
         print(json.dumps({"images": classify(net, loaders, args, device)}))
         return

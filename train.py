@@ -21,8 +21,6 @@ import functools
 import itertools
 import json
 import math
-import os
-import socket
 import sys
 import time
 from pathlib import Path
@@ -30,14 +28,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import yaml
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.summary.writer.record_writer import RecordWriter
-from torch.utils.tensorboard import summary
 from tqdm import tqdm
 
 import arguments
 import data
 import fused
+import runfiles
 import utill
 from model import BN_MOMENTUM
 from utill import UserError
@@ -139,7 +135,7 @@ class Run:
 
     def save(self, name="last.pth.tar"):
         self.check()  # the last good checkpoint is kept
-        utill.save_checkpoint(self.folder / name, self.state())
+        runfiles.save_checkpoint(self.folder / name, self.state())
 
     def restore(self, checkpoint):
         """Take up the run of `checkpoint`. Raises UserError where it is of another config or data, or not whole."""
@@ -291,39 +287,6 @@ def end_epoch(run, loaders, args, signals, loss, acc):
     return record | {"seconds": run.seconds}
 
 
-class Curves:
-    """TensorBoard's event file of a run. UserError if the disk does not take it.
-
-    Not SummaryWriter: that writes from a thread of its own, which loses minutes of curves with a kill and
-    prints a traceback when the disk is full. epoch: the first to come; what a killed run left of it is hidden.
-    """
-
-    def __init__(self, folder, epoch):
-        self.path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        start = SessionLog(status=SessionLog.START)
-        self._append([Event(file_version="brain.Event:2"), Event(step=epoch, session_log=start)])
-
-    def write(self, record, gammas):
-        """The numbers of a log line, and a histogram of each layer's gammas."""
-        flat = {key: value for key, value in record.items() if isinstance(value, float)}
-        for key, group in record.items():
-            if isinstance(group, dict):
-                flat |= {f"{key}/{name}": value for name, value in group.items()}
-        points = [summary.scalar(key, value) for key, value in flat.items()]
-        points += [summary.histogram(f"gamma/{name}", gamma, bins=64) for name, gamma in gammas.items()]
-        self._append([Event(step=record["epoch"], summary=point) for point in points])
-
-    def _append(self, events):
-        try:
-            self.path.parent.mkdir(exist_ok=True)
-            with open(self.path, "ab") as file:
-                for event in events:
-                    event.wall_time = time.time()
-                    RecordWriter(file).write(event.SerializeToString())
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {utill.reason_of(error)}") from None
-
-
 @utill.entry_point
 def main(argv=None):
     args = parse_args(argv)
@@ -339,7 +302,7 @@ def train(args, argv, signals):
         utill.make_deterministic()
     loaders = data.build_loaders(args)
     torch.manual_seed(args.seed)
-    net = utill.build_net(args, loaders.img_size, len(loaders.classes), loaders.in_channels).to(device)
+    net = runfiles.build_net(args, loaders.img_size, len(loaders.classes), loaders.in_channels).to(device)
     try:
         net.check_input(torch.empty(args.batch_size, *net.encoder.input_shape, device="meta"))
     except ValueError as error:
@@ -357,28 +320,28 @@ def train(args, argv, signals):
             loader.to(device)
 
     name = f"{args.dataset}_{args.arch}_T{args.num_steps}_{args.norm}_seed{args.seed}"
-    folder, old = utill.run_folder(args.run_dir or f"runs/{name}", args.overwrite, args.resume)
+    folder, old = runfiles.run_folder(args.run_dir or f"runs/{name}", args.overwrite, args.resume)
     config = {k: v for k, v in vars(args).items() if k not in ("config", "overwrite", "resume", "run_dir")}
     known = {key: getattr(loaders, key) for key in ("classes", "in_channels", "img_size", "mean", "std")}
     run = Run(net, optimizer, scaler, device, folder, {"config": config, "data": known})
-    environment = utill.environment(device, argv, engine=engine, amp=args.amp)
+    environment = runfiles.environment(device, argv, engine=engine, amp=args.amp)
     for other in {folder if old else None, args.config and Path(args.config).parent} - {None}:
-        if changed := utill.changed_versions(other, environment):
+        if changed := runfiles.changed_versions(other, environment):
             print(f"not as in {other}, so numbers may differ: {changed}")
     if old:
         run.restore(old)
-        utill.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-        utill.note_resumed(folder, environment, epoch=run.epoch, step=run.step)
+        runfiles.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        runfiles.note_resumed(folder, environment, epoch=run.epoch, step=run.step)
         if run.step == 0 and run.best and run.best["epoch"] == run.epoch:
-            utill.save_checkpoint(folder / "best.pth.tar", old)  # it may have been killed before it did
+            runfiles.save_checkpoint(folder / "best.pth.tar", old)  # it may have been killed before it did
         print(f"resumed after {run.where()}")
     else:
-        utill.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-        utill.write_json(folder / "environment.json", environment)
+        runfiles.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        runfiles.write_json(folder / "environment.json", environment)
     print(f"run folder {folder}; {sum(p.numel() for p in net.parameters()):,} parameters; {device}")
     print(f"engine: {engine}, mixed precision {args.amp}" + (f" (not fused: {reason})" if reason else ""))
 
-    curves = Curves(folder / "tensorboard", run.epoch + 1)
+    curves = runfiles.Curves(folder / "tensorboard", run.epoch + 1)
     signals.run = run
     while run.epoch < args.num_epochs:
         lr = utill.learning_rate(args.lr, run.epoch, args.num_epochs, args.lr_schedule)
@@ -395,7 +358,7 @@ def train(args, argv, signals):
         is_best = run.best is None or loaders.val is None or record["val_acc"] > run.best["val_acc"]
         run.best = record if is_best else run.best
         # A run killed before `last` does the end of the epoch again, and writes these two again.
-        utill.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in run.log))
+        runfiles.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in run.log))
         curves.write(record, net.gammas())
         run.save()
         if is_best:  # after `last`, which so never names an older epoch as the best than this file holds
@@ -407,7 +370,7 @@ def train(args, argv, signals):
 
     best = dict(run.best)
     if "test_acc" not in best:  # the best epoch was not one of those tested on the way
-        net.load_state_dict(utill.load_checkpoint(folder / "best.pth.tar")["state_dict"])
+        net.load_state_dict(runfiles.load_checkpoint(folder / "best.pth.tar")["state_dict"])
         test = utill.evaluate(net, loaders.test, device, args.seed, amp=args.amp)
         best |= {"test_loss": test.loss, "test_acc": test.top1(), "test_acc5": test.top5()}
     run.tick()
@@ -417,7 +380,7 @@ def train(args, argv, signals):
         "epoch": best["epoch"], "chosen_by": "last epoch" if loaders.val is None else "validation accuracy",
         "train_images": len(loaders.train.keys.indices), "seconds": run.seconds, "run_dir": str(folder),
     }  # fmt: skip
-    utill.write_json(folder / "result.json", result)
+    runfiles.write_json(folder / "result.json", result)
     print(json.dumps(result))
 
 

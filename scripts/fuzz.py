@@ -42,9 +42,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import early_exit  # noqa: E402
 import events  # noqa: E402
+import runfiles  # noqa: E402
 import test as test_script  # noqa: E402
 import train  # noqa: E402
-import utill  # noqa: E402
 
 SCRIPTS = {"train": train, "test": test_script, "early_exit": early_exit}
 LIMIT = 20  # seconds an input may take
@@ -508,7 +508,7 @@ def verdict(code, out, err, before, place):
     if half := [name for name in new if aside.search(name)]:
         return f"half-written files are left: {half}"
     if code == 0 and "run/best.pth.tar" in new:
-        utill.load_checkpoint(place / "run/best.pth.tar")
+        runfiles.load_checkpoint(place / "run/best.pth.tar")
     begun = "run folder" in out  # then the log stays
     if code == 2 and not begun and after != before | {name: after[name] for name in new if ".bntt_cache" in name}:
         return f"a refusal changed files: {new}"

@@ -29,7 +29,8 @@ sys.path.insert(0, str(ROOT))
 import yaml  # noqa: E402
 
 from arguments import ArgumentParser  # noqa: E402
-from utill import UserError, entry_point, reason_of, write_text  # noqa: E402
+from runfiles import write_text  # noqa: E402
+from utill import UserError, entry_point, reason_of  # noqa: E402
 
 
 class Row(NamedTuple):

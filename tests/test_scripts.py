@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import data
 import early_exit
+import runfiles
 import test as test_script
 import train
 import utill
@@ -36,7 +37,7 @@ def read_log(run_dir):
 
 
 def weights(path):
-    return utill.load_checkpoint(path)["state_dict"]
+    return runfiles.load_checkpoint(path)["state_dict"]
 
 
 def same_weights(a, b):
@@ -57,7 +58,7 @@ def test_training_learns(trained):
 
 
 def test_a_run_leaves_the_promised_files_and_no_other(trained):
-    promised = {*utill.RUN_FILES, "tensorboard"}
+    promised = {*runfiles.RUN_FILES, "tensorboard"}
     assert {path.name for path in trained.dir.iterdir()} - {"early_exit.png", "early_exit.json"} == promised
 
 
@@ -336,7 +337,7 @@ def test_pictures_of_the_test_set_are_classified_as_its_images(trained, tmp_path
 
     args, checkpoint = test_script.parse_args([str(trained.checkpoint)])
     images, _ = next(iter(data.build_loaders(args, train=False).test))  # the first 32
-    net = utill.load_net(args, checkpoint, 8, 10, 1, torch.device("cpu")).eval()
+    net = runfiles.load_net(args, checkpoint, 8, 10, 1, torch.device("cpu")).eval()
     utill.seed_stream(0, 1)
     assert [int(answer["class"]) for answer in answers] == net(images).argmax(1).tolist()
 
@@ -375,7 +376,7 @@ def test_an_authors_checkpoint_is_refused_without_flags(authors_checkpoint):
 
 def test_an_authors_checkpoint_of_the_first_upload_is_refused_with_its_reason(authors_checkpoint):
     path, _ = authors_checkpoint
-    checkpoint = utill.load_checkpoint(path)
+    checkpoint = runfiles.load_checkpoint(path)
     checkpoint["state_dict"] |= {f"bntt_fc.{t}.bias": torch.zeros(1024) for t in range(3)}
     torch.save(checkpoint, path)
     outcome = call(test_script.main, path, "--arch vgg9 --dataset synthetic --leak_mem 0.8 --img_size 8")

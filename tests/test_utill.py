@@ -18,6 +18,7 @@ import torch.nn as nn
 import data
 import early_exit
 import fused
+import runfiles
 import test as test_script
 import utill
 from model import SpikingVGG
@@ -286,7 +287,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path, 
         raise error
 
     with pytest.raises(KeyError if isinstance(error, KeyError) else UserError):
-        utill.write_atomically(path, write)
+        runfiles.write_atomically(path, write)
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("last.pth.tar", b"old")]
 
 
@@ -295,14 +296,14 @@ def test_a_write_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.fstat(fd).st_size), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda *names: (events.append("rename"), replace(*names)))
-    utill.write_text(path, "new")
+    runfiles.write_text(path, "new")
     assert events == [3, "rename"]
     assert path.read_text() == "new"
 
 
 def test_a_folder_that_is_not_there_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="cannot write .*No such file or directory"):
-        utill.write_text(tmp_path / "missing" / "file", "text")
+        runfiles.write_text(tmp_path / "missing" / "file", "text")
 
 
 def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
@@ -311,8 +312,8 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
         "global_step": 7, "state_dict": net.state_dict(), "accuracy": None, "config": {"lr": 0.3, "amp": "off"},
         "data": {"classes": ["a", "b"], "in_channels": 1, "img_size": 8, "mean": [0.5], "std": [0.25]},
     }  # fmt: skip
-    utill.save_checkpoint(tmp_path / "x.pth.tar", saved)
-    loaded = utill.load_checkpoint(tmp_path / "x.pth.tar")
+    runfiles.save_checkpoint(tmp_path / "x.pth.tar", saved)
+    loaded = runfiles.load_checkpoint(tmp_path / "x.pth.tar")
     tensors = loaded.pop("state_dict")
     assert loaded == {k: v for k, v in saved.items() if k != "state_dict"}
     assert tensors.keys() == net.state_dict().keys()
@@ -335,7 +336,7 @@ def test_an_authors_checkpoint_may_hold_a_numpy_scalar_of_any_numpy(tmp_path, mo
     path = tmp_path / "cifar10_bestmodel.pth.tar"
     torch.save({"global_step": 9, "state_dict": small_net().state_dict(), "accuracy": kind(0.5)}, path)
     rename_in_zip(path, kind(0).__reduce__()[0].__module__.encode(), module)
-    assert utill.load_checkpoint(path)["accuracy"] == 0.5
+    assert runfiles.load_checkpoint(path)["accuracy"] == 0.5
 
 
 class Code:
@@ -350,7 +351,7 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     make({"state_dict": Code()}, tmp_path / "evil.pth.tar")
     with pytest.raises(UserError, match=r"evil.pth.tar (was refused: it holds more than|is not a)"):
-        utill.load_checkpoint(tmp_path / "evil.pth.tar")
+        runfiles.load_checkpoint(tmp_path / "evil.pth.tar")
     assert not Path("it-ran").exists()
 
 
@@ -374,13 +375,13 @@ def test_a_file_that_is_no_whole_checkpoint_is_a_user_error(tmp_path, content):
     path = tmp_path / "x.pth.tar"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"x.pth.tar is not a"):
-        utill.load_checkpoint(path)
+        runfiles.load_checkpoint(path)
 
 
 def test_a_checkpoint_that_cannot_be_opened_is_a_user_error(tmp_path):
     for path in (tmp_path / "missing", tmp_path):
         with pytest.raises(UserError, match="cannot read the checkpoint"):
-            utill.load_checkpoint(path)
+            runfiles.load_checkpoint(path)
 
 
 def test_a_run_folder_that_holds_a_run_is_refused(tmp_path):
@@ -389,27 +390,27 @@ def test_a_run_folder_that_holds_a_run_is_refused(tmp_path):
         path.parent.mkdir(parents=True)
         path.write_text("old")
         with pytest.raises(UserError, match="already holds a run"):
-            utill.run_folder(tmp_path / name.replace("/", "-"), overwrite=False)
+            runfiles.run_folder(tmp_path / name.replace("/", "-"), overwrite=False)
         assert path.read_text() == "old"
 
 
 def test_overwriting_removes_the_old_run_and_nothing_else(tmp_path):
     theirs = ["notes.txt", "tensorboard/mine.txt", "sub/config.yaml"]
-    for name in [*utill.RUN_FILES, "tensorboard/events.out.tfevents.1.host.2.0", *theirs]:
+    for name in [*runfiles.RUN_FILES, "tensorboard/events.out.tfevents.1.host.2.0", *theirs]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("old")
-    utill.run_folder(tmp_path, overwrite=True)
+    runfiles.run_folder(tmp_path, overwrite=True)
     assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == set(theirs)
 
 
 def test_a_run_folder_with_other_files_is_taken(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    assert utill.run_folder(tmp_path) == (tmp_path, None)
+    assert runfiles.run_folder(tmp_path) == (tmp_path, None)
 
 
 def test_the_environment_names_what_a_number_depends_on(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/train.py"])
-    facts = json.loads(json.dumps(utill.environment(torch.device("cpu"), ["--run_dir", "a b"], engine="plain")))
+    facts = json.loads(json.dumps(runfiles.environment(torch.device("cpu"), ["--run_dir", "a b"], engine="plain")))
     assert facts["command"] == "train.py --run_dir 'a b'"
     assert facts["torch"] == torch.__version__
     assert facts["engine"] == "plain"
@@ -418,7 +419,7 @@ def test_the_environment_names_what_a_number_depends_on(monkeypatch):
 
 def test_the_environment_does_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert utill.environment(torch.device("cpu"), [])["git"] is None
+    assert runfiles.environment(torch.device("cpu"), [])["git"] is None
 
 
 # ---- Checkpoints that nobody vouches for ---------------------------------------------------------
@@ -450,7 +451,7 @@ def load(tmp_path, checkpoint, **options):
 def test_a_whole_checkpoint_loads_in_either_format_of_torch_whatever_else_it_holds(tmp_path, as_zip):
     args, checkpoint = load(tmp_path, ours(optimizer={"state": {}}), _use_new_zipfile_serialization=as_zip)
     assert checkpoint["progress"] == {"step": 1}
-    utill.load_net(args, checkpoint, 2, 10, 1, torch.device("cpu"))
+    runfiles.load_net(args, checkpoint, 2, 10, 1, torch.device("cpu"))
 
 
 W, V = torch.zeros(256, 1), torch.ones(256)
@@ -536,7 +537,7 @@ class Attributes:
 
 def test_a_state_dict_whose_methods_were_replaced_is_read_as_the_plain_dict_it_is(tmp_path):
     torch.save({"state_dict": Attributes()}, tmp_path / "x.tar")
-    state = utill.load_checkpoint(tmp_path / "x.tar")["state_dict"]
+    state = runfiles.load_checkpoint(tmp_path / "x.tar")["state_dict"]
     assert type(state) is dict
     assert torch.equal(state["fc1.weight"], W)
 
@@ -551,7 +552,7 @@ def test_a_compressed_checkpoint_is_refused_before_it_unfolds(tmp_path):
             archive.writestr(name, content)
     assert path.stat().st_size < 1e6
     with mock.patch("torch.load") as loading, pytest.raises(UserError, match="is not a whole checkpoint"):
-        utill.load_checkpoint(path)
+        runfiles.load_checkpoint(path)
     loading.assert_not_called()
 
 
@@ -562,7 +563,7 @@ def test_numbers_that_are_not_in_the_older_format_are_not_waited_for(tmp_path):
     assert b"K\x05" in content
     path.write_bytes(content.replace(b"K\x05", b"J\xff\xff\xff\x7f"))  # 8 GB
     with pytest.raises(UserError, match="is not a whole checkpoint"):
-        utill.load_checkpoint(path)
+        runfiles.load_checkpoint(path)
 
 
 @pytest.mark.parametrize(

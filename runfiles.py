@@ -1,0 +1,372 @@
+"""The files of a run: checkpoints, which nobody need vouch for, and all else in its folder.
+
+Files are written aside and renamed: a kill at any moment leaves the old one or the new one.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import math
+import os
+import pickle
+import platform
+import shlex
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import unicodedata
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import summary
+
+from model import SpikingVGG
+from utill import UserError, reason_of, use_engine
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # of weights in a checkpoint
+RUN_FILES = ("config.yaml", "environment.json", "log.jsonl", "last.pth.tar", "best.pth.tar", "result.json")
+
+
+# ---- Writing -----------------------------------------------------------------------------------
+
+
+def write_atomically(path, write):
+    """Call write(file) on a file aside, flush it to disk, then put it in place of `path`.
+
+    A kill at any moment leaves the old file or the new one. UserError if the disk does not take it.
+    """
+    path, temporary = Path(path), None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        cause = error
+        while not isinstance(cause, OSError) and cause.__context__:  # torch.save has words of its own for a full disk
+            cause = cause.__context__
+        if not isinstance(cause, Exception):  # nor does it let a Ctrl-C through
+            raise cause from None
+        raise UserError(f"cannot write {path}: {reason_of(cause)}") from None
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):  # it is in place, or its folder is gone
+                os.unlink(temporary)
+
+
+def write_text(path, text):
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path, value):
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+# ---- Checkpoints -------------------------------------------------------------------------------
+
+
+def save_checkpoint(path, checkpoint):
+    """Save a dict of tensors and plain values, atomically."""
+    write_atomically(path, lambda file: torch.save(checkpoint, file))
+
+
+class _NumpyDtype:
+    """Stands for numpy.dtype while a checkpoint is unpickled, so that no file drives numpy's own."""
+
+    def __init__(self, name, *flags):
+        self.size = {"f4": 4, "f8": 8}[name]
+
+    def __setstate__(self, state):
+        pass
+
+
+def _numpy_scalar(dtype, data):
+    (value,) = struct.unpack({4: "<f", 8: "<d"}[dtype.size], data)
+    return value
+
+
+def _numpy_scalar_globals():
+    """What an authors' checkpoint needs to unpickle: its `accuracy` is a numpy scalar."""
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [(_NumpyDtype, "numpy.dtype"), *((_numpy_scalar, name) for name in names)]
+
+
+def load_checkpoint(path):
+    """Load a checkpoint of ours or of the authors' code without running any code it may carry.
+
+    Returns a dict with `state_dict`, plain tensors of finite numbers; in a checkpoint of ours also `data` and
+    `config`, {flag: value}, whether or not the flag takes it; and what else the file holds, unchecked. UserError if
+    the file is anything else, or would take much more memory than it is large.
+    """
+    try:
+        size = _checked_size(path)
+        with torch.serialization.safe_globals(_numpy_scalar_globals()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: what follows says it in one sentence
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoint {path}: {reason_of(error)}") from None
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error):
+            raise UserError(f"{path} was refused: it holds more than tensors and plain values, perhaps code") from None
+        raise UserError(f"{path} is not a checkpoint") from None
+    except Exception:  # a damaged file can fail anywhere inside the unpickler
+        raise UserError(f"{path} is not a whole checkpoint: it is cut short, damaged or of another kind") from None
+    checkpoint = _plain_dict(checkpoint)
+    state = _plain_dict(checkpoint.get("state_dict"))
+    if not state or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
+        raise UserError(f"{path} is not a checkpoint of a BNTT net: it has no state_dict of tensors")
+    if "config" in checkpoint:  # ours, not the authors'
+        for key, is_right in (("config", _is_config), ("data", _is_data)):
+            if not is_right(checkpoint.get(key)):
+                raise UserError(f"{path} is not a checkpoint of a BNTT net: its {key} is missing or wrong")
+        if checkpoint["config"].get("img_size") not in (None, checkpoint["data"]["img_size"]):
+            raise UserError(f"{path} is not a checkpoint of a BNTT net: its config and data differ in img_size")
+    for name, tensor in state.items():
+        if wrong := _what_is_wrong(name, tensor, size):
+            raise UserError(f"{path} is not a checkpoint of a BNTT net: its {name[:100]} {wrong}")
+        size -= tensor.nbytes
+    checkpoint["state_dict"] = {name: tensor.detach() for name, tensor in state.items()}
+    return checkpoint
+
+
+def _checked_size(path):
+    """Bytes of a file of torch.save; BadZipFile if it would unpack to more: torch.save compresses nothing."""
+    with open(path, "rb") as file:
+        is_zip = file.read(4) == b"PK\3\4"  # as torch tells; else its older format, which has no compression
+        size = file.seek(0, os.SEEK_END)
+        if is_zip:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+            stored = all(m.compress_type == zipfile.ZIP_STORED and m.file_size == m.compress_size for m in members)
+            if archive.comment or not stored or sum(m.file_size for m in members) > size:
+                raise zipfile.BadZipFile
+    return size
+
+
+def _plain_dict(value):
+    """A dict's entries, whatever attributes a file gave it; {} for anything else."""
+    return dict(dict.items(value)) if isinstance(value, dict) else {}
+
+
+def _what_is_wrong(name, tensor, most_bytes):
+    """None for a tensor as our nets have them, else what is wrong with it."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided or tensor.is_quantized:
+        return "is no plain tensor"
+    if tensor.device.type != "cpu" or tensor.dtype not in (*FLOATS, torch.int64):
+        return f"is of {tensor.dtype} on {tensor.device}, where no net of ours has such"
+    if tensor.nbytes > most_bytes:  # one number in the file may stand for any count of them
+        return "is larger than the file"
+    if tensor.dtype != torch.int64 and not tensor.float().isfinite().all():
+        return "is not finite"
+    if name.endswith("running_var") and (tensor < 0).any():
+        return "is negative, which no variance is"
+    if name == "encoder.order" and not torch.equal(tensor.flatten().sort().values, torch.arange(tensor.numel())):
+        return "is not an order of the pixels"
+    return None
+
+
+def _is_config(value):
+    """Whether this is a dict of texts, numbers and such, as flags are."""
+    plain = (str, int, float, bool, type(None))
+    return type(value) is dict and all(type(k) is str and type(v) in plain for k, v in value.items())
+
+
+def _is_data(value):
+    """Whether this is what a checkpoint of ours says of its data."""
+    kinds = {"classes": str, "mean": float, "std": float}
+    return (
+        type(value) is dict
+        and value.keys() == {*kinds, "in_channels", "img_size"}
+        and all(type(value[k]) is list and all(type(x) is kinds[k] for x in value[k]) for k in kinds)
+        and all(type(value[k]) is int and value[k] >= 1 for k in ("in_channels", "img_size"))
+        and len(value["mean"]) == len(value["std"]) == value["in_channels"]
+        and all(map(math.isfinite, value["mean"]))
+        and all(0 < x < math.inf for x in value["std"])
+        and len(value["classes"]) > 0
+        and all(is_name(x) for x in value["classes"])
+    )
+
+
+def is_name(text):
+    """Whether a class may be called so: not too long, nothing that would drive a terminal, and encodable."""
+    return len(text) <= 255 and not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
+
+
+def build_net(args, img_size, num_cls, in_channels):
+    """The `SpikingVGG` that the flags ask for; UserError where they make no net."""
+    try:
+        return SpikingVGG(
+            args.arch, args.num_steps, args.leak_mem, img_size, num_cls, in_channels=in_channels,
+            threshold=args.threshold, norm=args.norm, spike_order=args.spike_order, encoding=args.encoding,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def check_weights(args, checkpoint, img_size, num_cls, in_channels):
+    """UserError unless the checkpoint's weights are those of the net asked for. Allocates no weights."""
+    state, another = checkpoint["state_dict"], f"{args.checkpoint} holds another net than {args.arch} as asked for"
+    steps = {name.split(".")[1] for name in state if name.startswith("bntt") and name.endswith(".weight")}
+    if args.norm == "bntt" and args.num_steps != len(steps):  # before so many steps are built
+        raise UserError(f"{another}: it has {len(steps)} time-steps with a norm of their own, not {args.num_steps}")
+    with torch.device("meta"):
+        expected = build_net(args, img_size, num_cls, in_channels).state_dict()
+    for name, tensor in expected.items():
+        if name not in state:
+            raise UserError(f"{another}: it has no {name}")
+        if state[name].shape != tensor.shape or state[name].is_floating_point() != tensor.is_floating_point():
+            raise UserError(
+                f"{another}: size mismatch for {name}: it is {list(state[name].shape)} of {state[name].dtype}, "
+                f"not {list(tensor.shape)} of {tensor.dtype}"
+            )
+    if state.keys() > expected.keys():
+        raise UserError(f"{another}: that has no {min(state.keys() - expected.keys())[:100]}")
+
+
+def load_net(args, checkpoint, img_size, num_cls, in_channels, device):
+    """Rebuild the net of a checkpoint on `device`, with its engine; UserError where its weights are of another net."""
+    check_weights(args, checkpoint, img_size, num_cls, in_channels)
+    net = build_net(args, img_size, num_cls, in_channels)
+    net.load_state_dict(checkpoint["state_dict"])
+    engine, reason = use_engine(net.to(device), args)
+    if reason:
+        print(f"engine: {engine}, because {reason}")
+    return net
+
+
+# ---- Run folder --------------------------------------------------------------------------------
+
+
+def environment(device, argv, **more):
+    """What a number depends on besides the config: versions, machine, code, command, and `more`."""
+    here = Path(__file__).resolve().parent
+
+    def git(*command):
+        done = subprocess.run(["git", "-C", here, *command], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        commit, dirty = git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except OSError:  # no git
+        commit, dirty = None, None
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *map(str, argv if argv is not None else sys.argv[1:])]),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "git": commit,
+        "git_dirty": dirty,
+        "device": f"{device} ({name})",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": importlib.metadata.version("torchvision"),
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        **more,
+    }
+
+
+def _cpu_name():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+VERSIONS = ("git", "device", "threads", "python", "torch", "torchvision", "numpy", "engine")  # of environment.json
+
+
+def read_environment(folder):
+    """environment.json in `folder`; {} if there is none, or none that can be read."""
+    try:
+        return _plain_dict(json.loads((Path(folder) / "environment.json").read_text()))
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+def changed_versions(folder, now):
+    """What of environment.json in `folder` is not as in `now`, in words; "" if nothing, or if it has none."""
+    then = read_environment(folder)
+    changed = [key for key in VERSIONS if then.get(key, now[key]) != now[key]]
+    return ", ".join(f"{key} {then[key]} (now {now[key]})" for key in changed)
+
+
+def note_resumed(folder, now, **where):
+    """Add to environment.json in `folder` that its run went on in the environment `now`; UserError as `write_json`."""
+    then = read_environment(folder) or now
+    again = {"date": now["date"], "git": now["git"], **where, "changed": changed_versions(folder, now)}
+    before = then.get("resumed")
+    write_json(folder / "environment.json", then | {"resumed": [*(before if isinstance(before, list) else []), again]})
+
+
+def run_folder(path, overwrite=False, resume=False):
+    """Make the folder of a run. Returns (path, checkpoint to go on from or None).
+
+    UserError if it holds a run already, unless it is to be overwritten or resumed. Files that a killed run
+    had not finished writing are removed.
+    """
+    path = Path(path)
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other")
+    old = [path / name for name in RUN_FILES if (path / name).exists()]
+    checkpoint = None
+    if resume and path / "last.pth.tar" in old:
+        checkpoint, old = load_checkpoint(path / "last.pth.tar"), []
+    elif resume and path / "result.json" in old:
+        raise UserError(f"{path} holds a finished run without its last.pth.tar: pass --overwrite to train it again")
+    else:
+        old += (path / "tensorboard").glob("events.out.tfevents.*")
+        if old and not overwrite and not resume:  # a run killed before it saved anything begins anew
+            raise UserError(f"{path} already holds a run: pass --resume, --overwrite, or --run_dir for another folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for file in [*old, *(half for name in RUN_FILES for half in path.glob(f".{name}.*"))]:
+            file.unlink()
+    except OSError as error:
+        raise UserError(f"cannot make the run folder {path}: {reason_of(error)}") from None
+    return path, checkpoint
+
+
+class Curves:
+    """TensorBoard's event file of a run. UserError if the disk does not take it.
+
+    Not SummaryWriter: that writes from a thread of its own, which loses minutes of curves with a kill and
+    prints a traceback when the disk is full. epoch: the first to come; what a killed run left of it is hidden.
+    """
+
+    def __init__(self, folder, epoch):
+        self.path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        start = SessionLog(status=SessionLog.START)
+        self._append([Event(file_version="brain.Event:2"), Event(step=epoch, session_log=start)])
+
+    def write(self, record, gammas):
+        """The numbers of a log line, and a histogram of each layer's gammas."""
+        flat = {key: value for key, value in record.items() if isinstance(value, float)}
+        for key, group in record.items():
+            if isinstance(group, dict):
+                flat |= {f"{key}/{name}": value for name, value in group.items()}
+        points = [summary.scalar(key, value) for key, value in flat.items()]
+        points += [summary.histogram(f"gamma/{name}", gamma, bins=64) for name, gamma in gammas.items()]
+        self._append([Event(step=record["epoch"], summary=point) for point in points])
+
+    def _append(self, events):
+        try:
+            self.path.parent.mkdir(exist_ok=True)
+            with open(self.path, "ab") as file:
+                for event in events:
+                    event.wall_time = time.time()
+                    RecordWriter(file).write(event.SerializeToString())
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {reason_of(error)}") from None
