@@ -433,7 +433,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence_and_the_run_can_be_resumed(un
 
 
 def test_a_disk_that_takes_no_curves_is_one_sentence(half):
-    with at(train, "RecordWriter", 3, fail):
+    with at(runfiles, "RecordWriter", 3, fail):
         outcome = resume(half)
     assert (outcome.code, len(outcome.err)) == (2, 1)
     assert "tensorboard/events.out.tfevents." in outcome.err[0]
