@@ -47,6 +47,7 @@ from model import BNTT, ENCODERS, LIF, NoNorm, SharedBN
 
 MAX_POOL = 15  # packed spikes count those of a window in one byte
 INFERENCE_BYTES = 2**29  # of one layer's outputs over the time-steps run at once, without gradients
+READOUT_NUMBERS = 2**22  # of the output layer's input in its own dtype at once: larger ones cost page faults
 
 
 class Unsupported(Exception):
@@ -360,6 +361,27 @@ class _Run:
         """[T, B, H, W, C] -> [T * B, C * H * W], the order in which `flatten` reads an image."""
         return inputs.permute(0, 1, 4, 2, 3).reshape(inputs.shape[0] * inputs.shape[1], -1)
 
+    # -- The output layer, in state_dtype
+
+    def pieces(self, features, *others):
+        """Some rows of the matrix of features [T * B, C * H * W] at a time, and those of the others."""
+        count = max(1, READOUT_NUMBERS // features.shape[1])
+        return zip(*(matrix.split(count) for matrix in (features, *others)), strict=True)
+
+    def readout(self, spikes, weight):
+        """Currents [T, B, K] of the output layer from spikes [T, B, H, W, C]."""
+        currents = [F.linear(x.to(self.state_dtype), weight) for (x,) in self.pieces(self.features(spikes))]
+        return torch.cat(currents).view(*spikes.shape[:2], -1)
+
+    def readout_backward(self, grad, spikes, weight):
+        """Gradients of its weight, [K, features], and of spikes, in dtype and contiguous, from grad [T, B, K]."""
+        features, g, T, B, H, W, C = self.features(spikes), grad.flatten(0, 1), *spikes.shape
+        gx, gw = torch.empty(len(g), features.shape[1], dtype=self.dtype, device=self.device), 0
+        for x, to, part in self.pieces(features, gx, g):
+            gw = gw + part.t() @ x.to(self.state_dtype)
+            to.copy_(part @ weight)
+        return gw, gx.view(T, B, C, H, W).permute(0, 1, 3, 4, 2).contiguous()
+
     def synapse_backward(self, i, grad, inputs, weight, weight_grad, want_inputs):
         """Gradients of the synapse's weight, added to weight_grad, and of its inputs, [T, B, H, W, C]."""
         if weight.ndim == 4:
@@ -486,7 +508,7 @@ class _FusedVoltages(torch.autograd.Function):
             if keep and len(blocks) > 1:
                 borders.append([m.clone() for m in membranes])
             spikes, kept = run.forward_block(inputs[t0:t1], t0, t1, weights, membranes, keep and len(blocks) == 1)
-            currents.append(F.linear(run.features(spikes).to(run.state_dtype), readout).view(*spikes.shape[:2], -1))
+            currents.append(run.readout(spikes, readout))
         if keep:
             ctx.save_for_backward(*parameters)  # autograd then notices if they change before the backward pass
             ctx.run, ctx.inputs, ctx.weights, ctx.readout = run, inputs, weights, readout
@@ -512,10 +534,8 @@ class _FusedVoltages(torch.autograd.Function):
             if len(blocks) > 1:
                 _, kept = run.forward_block(ctx.inputs[t0:t1], t0, t1, ctx.weights, ctx.borders.pop(), True)
             spikes = run.dense(kept.pop(), len(run.layers))
-            g = grad[t0:t1].flatten(0, 1)
-            readout = readout + g.t() @ run.features(spikes).to(run.state_dtype)
-            T, B, H, W, C = spikes.shape
-            gs = (g @ ctx.readout).to(run.dtype).view(T, B, C, H, W).permute(0, 1, 3, 4, 2).contiguous()
+            gw, gs = run.readout_backward(grad[t0:t1], spikes, ctx.readout)
+            readout = readout + gw
             run.backward_block(gs, kept, t0, t1, ctx.weights, carries, results, last=t1 == run.steps)
         weights, gammas = [], []
         for i, layer in enumerate(run.layers):

@@ -166,6 +166,11 @@ def test_first_steps_only():
     compare(make_net(T=9), torch.randn(3, 3, 8, 8, dtype=torch.float64), steps=4)
 
 
+def test_an_output_layer_cut_into_pieces_equals_the_plain_loop(monkeypatch):
+    monkeypatch.setattr(fused, "READOUT_NUMBERS", 24 * 5)  # five rows of the 24 features at a time, of 3 x 4
+    compare(make_net(T=4), torch.randn(3, 3, 8, 8, dtype=torch.float64))
+
+
 def test_a_thousand_steps():
     net = make_net("tiny_fc", T=1000, img_size=1)
     compare(net, torch.randn(3, 3, 1, 1, dtype=torch.float64) * 2, alive=True)
