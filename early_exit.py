@@ -29,6 +29,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 
+MOST_COLUMNS = 25  # time-steps printed: of more, every so many
+
+
 def exit_step(mean_gamma, threshold):
     """Smallest number of time-steps after which every layer's mean gamma stays below `threshold`.
 
@@ -116,9 +119,10 @@ def main(argv=None):
     gammas, T = net.gammas(), args.num_steps
     mean_gamma = torch.stack([gamma.mean(1) for gamma in gammas.values()]).double()
     step = exit_step(mean_gamma, args.gamma_threshold)
-    print("mean gamma" + "".join(f"{f't={t}':>7}" for t in range(1, T + 1)))
+    shown = range(0, T, -(-T // MOST_COLUMNS))
+    print("mean gamma" + "".join(f"{f't={t + 1}':>7}" for t in shown))
     for name, row in zip(gammas, mean_gamma.tolist(), strict=True):
-        print(f"{name:>10}" + "".join(f"{x:7.3f}" for x in row))
+        print(f"{name:>10}" + "".join(f"{row[t]:7.3f}" for t in shown))
     if step < T:
         print(f"exit at step {step} of {T}: afterwards every layer's mean gamma is below {args.gamma_threshold:g}")
     else:
