@@ -28,7 +28,6 @@ from utill import UserError
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-
 MOST_COLUMNS = 25  # time-steps printed: of more, every so many
 
 
