@@ -397,6 +397,8 @@ TABLES = {
             f"{TRAIN}nmnist_cnn7.yaml --data_dir DIR",
             settings="nmnist dvs_cnn7 bntt", wilson=True),
         Row("Sequential MNIST, FC3, BNTT", 784, 96.6, "S", "smnist_fc3_bntt", f"{TRAIN}smnist_fc3.yaml",
+            "Tested with the statistics of 50 training batches (`--precise_bn`, not in the paper). The run was resumed "
+            "after 4 epochs, when that flag was new: the log's first four tests are without it.",
             settings="smnist fc3 bntt"),
         Row("Sequential MNIST, FC3, one BN for all steps", 784, None, "?", "smnist_fc3_bn",
             f"{TRAIN}smnist_fc3.yaml --norm bn", settings="smnist fc3 bn"),

@@ -3,7 +3,7 @@
 # download), test it and read its early exit. About 2 minutes on 2 CPU cores after the install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. scripts/venv.sh
+. scripts/venv.sh --quiet
 run=runs/quickstart
 python train.py --config configs/digits_vgg9.yaml --run_dir "$run" --overwrite
 python test.py "$run/best.pth.tar" --repeats 3
