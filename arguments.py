@@ -144,6 +144,8 @@ def add_net_arguments(parser):
     group.add_argument("--encoding", default=None, choices=list(ENCODERS),
                        help="input encoding (default: as suits the data set)")  # fmt: skip
     group.add_argument("--spike_order", default="integrate_first", choices=LIF.ORDERS, help="order inside a step")
+    group.add_argument("--logit_scale", default=1.0, type=positive_float,
+                       help="scale of the logits in loss and softmax; T undoes their division by T")  # fmt: skip
 
 
 def add_data_arguments(parser, datasets):

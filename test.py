@@ -47,7 +47,8 @@ def classify(net, loaders, args, device):
     net.eval()
     utill.seed_stream(args.seed, 1)
     with utill.autocast(device, args.amp):
-        probabilities = net(images.to(device), args.steps).float().softmax(-1).cpu()
+        logits = net(images.to(device), args.steps).float()
+    probabilities = (args.logit_scale * logits).softmax(-1).cpu()
     answers = []
     for path, p in zip(args.image, probabilities, strict=True):
         order = p.argsort(descending=True)[:3].tolist()

@@ -61,8 +61,6 @@ def parse_args(argv=None):
     group.add_argument("--optimizer", default="sgd", choices=["sgd", "adam", "adamw"], help="optimizer")
     group.add_argument("--momentum", default=0.9, type=arguments.fraction, help="momentum of sgd")
     group.add_argument("--weight_decay", default=1e-4, type=arguments.nonnegative_float, help="weight decay")
-    group.add_argument("--logit_scale", default=1.0, type=arguments.positive_float,
-                       help="multiply the logits in the loss; T undoes their division by T, as in eq. 5")  # fmt: skip
     group.add_argument("--precise_bn", default=None, type=arguments.positive_int, metavar="BATCHES",
                        help="average BNTT's running statistics over so many training batches for testing")  # fmt: skip
     group.add_argument("--data_on_device", action="store_true",
@@ -275,12 +273,14 @@ def end_epoch(run, loaders, args, signals, loss, acc):
     record["mean_gamma"] = {layer: gamma.mean().item() for layer, gamma in run.net.gammas().items()}
     if args.precise_bn and args.norm == "bntt":
         average_statistics(run, loaders.train, args)
+    evaluate = functools.partial(utill.evaluate, run.net, device=run.device, seed=args.seed, amp=args.amp,
+                                 progress=signals.watch, logit_scale=args.logit_scale)  # fmt: skip
     if loaders.val is not None:
-        val = utill.evaluate(run.net, loaders.val, run.device, args.seed, amp=args.amp, progress=signals.watch)
+        val = evaluate(loaders.val)
         record |= {"val_loss": val.loss, "val_acc": val.top1()}
     if (run.epoch + 1) % args.test_display_freq == 0 or run.epoch + 1 == args.num_epochs:
         with utill.SpikeMeter(run.net) as meter:
-            test = utill.evaluate(run.net, loaders.test, run.device, args.seed, amp=args.amp, progress=signals.watch)
+            test = evaluate(loaders.test)
         record |= {"test_loss": test.loss, "test_acc": test.top1(), "test_acc5": test.top5()}
         record |= {"spike_rate": meter.rates(), "spikes_per_image": meter.per_image()}
     run.tick()
@@ -371,7 +371,7 @@ def train(args, argv, signals):
     best = dict(run.best)
     if "test_acc" not in best:  # the best epoch was not one of those tested on the way
         net.load_state_dict(runfiles.load_checkpoint(folder / "best.pth.tar")["state_dict"])
-        test = utill.evaluate(net, loaders.test, device, args.seed, amp=args.amp)
+        test = utill.evaluate(net, loaders.test, device, args.seed, amp=args.amp, logit_scale=args.logit_scale)
         best |= {"test_loss": test.loss, "test_acc": test.top1(), "test_acc5": test.top5()}
     run.tick()
     result = {

@@ -326,7 +326,7 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(net, loader, device, seed=0, steps=None, amp="off", progress=None):
+def evaluate(net, loader, device, seed=0, steps=None, amp="off", progress=None, logit_scale=1.0):
     """Run `net` in eval mode over every image of `loader` once: an `Evaluation` of every exit step."""
     net.eval()
     seed_stream(seed, 1)
@@ -339,7 +339,7 @@ def evaluate(net, loader, device, seed=0, steps=None, amp="off", progress=None):
         images, labels = images.to(device), labels.to(device)
         with autocast(device, amp):
             voltages = net.voltages(images, steps).float()
-        loss += F.cross_entropy(voltages[-1] / steps, labels, reduction="sum").item()
+        loss += F.cross_entropy(logit_scale * voltages[-1] / steps, labels, reduction="sum").item()
         hits = voltages.topk(min(5, num_cls), dim=-1).indices == labels[:, None]  # [T, B, 5]
         correct += hits[..., 0].sum(1)
         correct5 += hits.any(-1).sum(1)

@@ -342,6 +342,17 @@ def test_pictures_of_the_test_set_are_classified_as_its_images(trained, tmp_path
     assert [int(answer["class"]) for answer in answers] == net(images).argmax(1).tolist()
 
 
+def test_logit_scale_sharpens_the_probabilities_of_pictures(trained, tmp_path):
+    picture = tmp_path / "picture.png"
+    Image.fromarray(data.digits(None, train_too=False).test.images[0, 0].numpy()).save(picture)
+    plain, sharp = (
+        call(test_script.main, trained.checkpoint, "--logit_scale", scale, "--image", picture).result["images"][0]
+        for scale in (1, 30)
+    )
+    assert plain["class"] == sharp["class"]
+    assert plain["probability"] < sharp["probability"]
+
+
 # ---- Checkpoints of the authors' code ------------------------------------------------------------
 
 

@@ -228,6 +228,16 @@ def test_evaluation_counts_right_answers_of_every_exit_step():
     assert evaluation.top5() == 2 * evaluation.correct5[2]
 
 
+def test_evaluation_measures_the_loss_that_training_lowers():
+    net, loader = small_net(), digit_loader(batch_size=25)
+    with torch.no_grad():
+        utill.seed_stream(3, 1)
+        images, labels = next(iter(loader))
+        expected = nn.functional.cross_entropy(10 * net(images), labels).item()
+    evaluation = utill.evaluate(net, loader, torch.device("cpu"), seed=3, logit_scale=10)
+    assert evaluation.loss == pytest.approx(expected)
+
+
 def test_evaluation_of_fewer_steps_is_the_beginning_of_the_whole():
     # one batch, so that both draw the same spikes
     whole, part = (
