@@ -440,7 +440,23 @@ class Loader:
             with warnings.catch_warnings():  # how many workers is for the user to say
                 warnings.filterwarnings("ignore", message="This DataLoader will create")
                 self._workers = DataLoader(self.maker, num_workers=self.num_workers, **options)
-        return iter(self._workers)
+        return self._from_workers()
+
+    def _from_workers(self):
+        handler = None
+        if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+            handler = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
+        try:
+            batches = iter(self._workers)
+            if handler is not None:  # PyTorch's raises where it pleases, in a lock or in a save; it also looks itself
+                signal.signal(signal.SIGCHLD, handler)
+            yield from batches
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                "a data loading process was killed, maybe for lack of memory: lower --num_workers or --batch_size"
+            ) from None
 
 
 def _leave_signals_to_main(worker):

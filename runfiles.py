@@ -22,6 +22,11 @@ import warnings
 import zipfile
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 import numpy as np
 import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -311,11 +316,30 @@ def note_resumed(folder, now, **where):
     write_json(folder / "environment.json", then | {"resumed": [*(before if isinstance(before, list) else []), again]})
 
 
-def run_folder(path, overwrite=False, resume=False):
-    """Make the folder of a run. Returns (path, checkpoint to go on from or None).
+@contextlib.contextmanager
+def alone_in(folder):
+    """A context in which no other process may be in it for `folder`: UserError if one is."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            if fcntl:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: a dead run's workers would keep that
+        except (BlockingIOError, PermissionError):
+            raise UserError(f"{folder} is in use by another training run that has not ended") from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(file.name)
 
-    UserError if it holds a run already, unless it is to be overwritten or resumed. Files that a killed run
-    had not finished writing are removed.
+
+@contextlib.contextmanager
+def run_folder(path, overwrite=False, resume=False):
+    """A context with the folder of a run to itself: (path, checkpoint to go on from or None).
+
+    The folder is made if need be. UserError if it holds a run already, unless it is to be overwritten or
+    resumed, or if one is being trained there. Files that a killed run had not finished writing are removed.
     """
     path = Path(path)
     if resume and overwrite:
@@ -330,13 +354,15 @@ def run_folder(path, overwrite=False, resume=False):
         old += (path / "tensorboard").glob("events.out.tfevents.*")
         if old and not overwrite and not resume:  # a run killed before it saved anything begins anew
             raise UserError(f"{path} already holds a run: pass --resume, --overwrite, or --run_dir for another folder")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        for file in [*old, *(half for name in RUN_FILES for half in path.glob(f".{name}.*"))]:
-            file.unlink()
-    except OSError as error:
-        raise UserError(f"cannot make the run folder {path}: {reason_of(error)}") from None
-    return path, checkpoint
+    with contextlib.ExitStack() as stack:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(alone_in(path))
+            for file in [*old, *(half for name in RUN_FILES for half in path.glob(f".{name}.*"))]:
+                file.unlink()
+        except OSError as error:
+            raise UserError(f"cannot make the run folder {path}: {reason_of(error)}") from None
+        yield path, checkpoint
 
 
 class Curves:

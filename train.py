@@ -17,6 +17,7 @@ result.json as one line.
 """
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
@@ -290,12 +291,15 @@ def end_epoch(run, loaders, args, signals, loss, acc):
 @utill.entry_point
 def main(argv=None):
     args = parse_args(argv)
-    with utill.Signals() as signals:
-        train(args, argv, signals)
+    with utill.Signals() as signals, contextlib.ExitStack() as stack:
+        train(args, argv, signals, stack)
 
 
-def train(args, argv, signals):
-    """The run that `args`, parsed from `argv`, ask for, from its data to its result.json."""
+def train(args, argv, signals, stack):
+    """The run that `args`, parsed from `argv`, ask for, from its data to its result.json.
+
+    stack: an ExitStack, to be closed after the run, that keeps its folder to itself.
+    """
     device = utill.pick_device(args.device)
     args.amp = utill.pick_amp(device, args.amp)
     if args.deterministic:
@@ -320,7 +324,7 @@ def train(args, argv, signals):
             loader.to(device)
 
     name = f"{args.dataset}_{args.arch}_T{args.num_steps}_{args.norm}_seed{args.seed}"
-    folder, old = runfiles.run_folder(args.run_dir or f"runs/{name}", args.overwrite, args.resume)
+    folder, old = stack.enter_context(runfiles.run_folder(args.run_dir or f"runs/{name}", args.overwrite, args.resume))
     config = {k: v for k, v in vars(args).items() if k not in ("config", "overwrite", "resume", "run_dir")}
     known = {key: getattr(loaders, key) for key in ("classes", "in_channels", "img_size", "mean", "std")}
     run = Run(net, optimizer, scaler, device, folder, {"config": config, "data": known})

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -281,6 +282,17 @@ def test_an_error_ends_the_loading_processes_too(tmp_path):
         [sys.executable, "-c", script, *flags], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stderr.splitlines()[-1] == "TypeError: 'NoneType' object is not callable"
+
+
+def test_a_loading_process_that_is_killed_is_one_sentence(tmp_path):
+    def kill(*_):
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    with at(train, "train_step", 1, kill):
+        outcome = go(tmp_path / "run", FC3, "--num_workers 1 --limit_train 1000 --batch_size 4")
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert "a data loading process was killed" in outcome.err[0]
 
 
 # ---- What can be resumed -------------------------------------------------------------------------

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
@@ -400,7 +402,7 @@ def test_a_run_folder_that_holds_a_run_is_refused(tmp_path):
         path.parent.mkdir(parents=True)
         path.write_text("old")
         with pytest.raises(UserError, match="already holds a run"):
-            runfiles.run_folder(tmp_path / name.replace("/", "-"), overwrite=False)
+            runfiles.run_folder(tmp_path / name.replace("/", "-"), overwrite=False).__enter__()
         assert path.read_text() == "old"
 
 
@@ -409,13 +411,27 @@ def test_overwriting_removes_the_old_run_and_nothing_else(tmp_path):
     for name in [*runfiles.RUN_FILES, "tensorboard/events.out.tfevents.1.host.2.0", *theirs]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("old")
-    runfiles.run_folder(tmp_path, overwrite=True)
+    with runfiles.run_folder(tmp_path, overwrite=True):
+        pass
     assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == set(theirs)
 
 
 def test_a_run_folder_with_other_files_is_taken(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    assert runfiles.run_folder(tmp_path) == (tmp_path, None)
+    with runfiles.run_folder(tmp_path) as made:
+        assert made == (tmp_path, None)
+
+
+def test_a_run_folder_is_one_process_only(tmp_path):
+    take = f"import runfiles\nwith runfiles.run_folder({str(tmp_path)!r}, resume=True): print('taken')"
+    command = [sys.executable, "-c", take]
+    options = dict(cwd=Path(runfiles.__file__).parent, capture_output=True, text=True)
+    with runfiles.run_folder(tmp_path, resume=True):
+        refused = subprocess.run(command, **options)
+    taken = subprocess.run(command, **options)
+    assert "is in use by another training run" in refused.stderr
+    assert taken.stdout == "taken\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_environment_names_what_a_number_depends_on(monkeypatch):
