@@ -235,6 +235,8 @@ def parse_with_checkpoint(parser, argv=None):
         args.split_seed = settings.get("seed", args.seed)  # else recordings trained on would be tested
         if args.dvs_split != settings.get("dvs_split", args.dvs_split):
             raise UserError(f"{path} was trained with --dvs_split {settings['dvs_split']}: test it on the same")
+        if args.norm_stats != settings.get("norm_stats", args.norm_stats):
+            raise UserError(f"{path} was trained with --norm_stats {settings['norm_stats']}: test it with the same")
         runfiles.check_weights(args, checkpoint, about["img_size"], len(about["classes"]), about["in_channels"])
         return args, checkpoint
     state = checkpoint["state_dict"]

@@ -255,12 +255,15 @@ def mnist(args, train_too):
         splits = [published.MNIST(root, train=train) for train in ([True, False] if train_too else [False])]
         if any(len(s.data) != len(s.targets) or len(s.data) == 0 or s.targets.max() > 9 for s in splits):
             raise ValueError("images and labels do not go together")
+    except MemoryError:
+        raise
     except Exception as error:  # torchvision raises many kinds on a damaged file
         if new:
             shutil.rmtree(root, ignore_errors=True)
+        there = all((root / "MNIST/raw" / name).exists() for name in MNIST_FILES)
+        fault = f"the MNIST files in {root} are damaged" if there else f"cannot download MNIST into {root}"
         raise UserError(
-            f"cannot read MNIST in {root}, nor download it ({utill.reason_of(error)}): put its four files "
-            f"({MNIST_FILES[0]} ...) into {root / 'MNIST/raw'}"
+            f"{fault} ({utill.reason_of(error)}): put its four files ({MNIST_FILES[0]} ...) into {root / 'MNIST/raw'}"
         ) from None
     splits = [Split(split.data[:, None], split.targets) for split in splits]
     return Raw(splits[0] if train_too else None, splits[-1], [str(k) for k in range(10)])
@@ -286,12 +289,12 @@ def dvs_cifar10(args, train_too):
     parts = events.list_cifar10_dvs(Path(args.data_dir), args.dvs_split, seed)
     if not train_too:
         del parts["train"]
-    return event_frames(args, events.DVS_CIFAR10, parts, events.CIFAR10)
+    return event_frames(args, events.DVS_CIFAR10, parts, events.CIFAR10, f"-{args.dvs_split}-seed{seed}")
 
 
-def event_frames(args, source, parts, classes):
-    """Frames of the recordings `parts`, {split: [(path, label)]}, of an events.Source."""
-    splits = {name: Split(*events.cached_frames(args, source, name, part)) for name, part in parts.items()}
+def event_frames(args, source, parts, classes, drawn=""):
+    """Frames of the recordings `parts`, {split: [(path, label)]}, of an events.Source; `drawn` says how they were."""
+    splits = {name: Split(*events.cached_frames(args, source, f"{name}{drawn}", part)) for name, part in parts.items()}
     return Raw(splits.get("train"), splits["test"], classes)
 
 
@@ -452,7 +455,7 @@ class Loader:
                 signal.signal(signal.SIGCHLD, handler)
             yield from batches
         except (RuntimeError, ConnectionError, EOFError) as error:
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
                 raise
             raise UserError(
                 "a data loading process was killed, maybe for lack of memory: lower --num_workers or --batch_size"
@@ -547,7 +550,7 @@ def build_loaders(args, train=True):
         augment = row.augment if args.augment is None else args.augment
         train_loader = loader(raw.train, np.sort(kept), training=True, augment=augment)
         val_loader = loader(raw.train, np.sort(order[:held_out])) if held_out else None
-    order = stratified_order(raw.test.labels.numpy(), [args.seed, SUBSET])
+    order = stratified_order(raw.test.labels.numpy(), [0, SUBSET])  # the same images whatever the seed
     test_loader = loader(raw.test, np.sort(order[: args.limit_test]))
     classes, mean, std = [str(c) for c in raw.classes], [float(v) for v in mean], [float(v) for v in std]
     return Loaders(train_loader, val_loader, test_loader, classes, channels, height, mean, std)

@@ -129,7 +129,8 @@ def main(argv=None):
 
     progress = functools.partial(tqdm, desc="test", disable=None, leave=False)
     with utill.SpikeMeter(net) as meter:
-        evaluation = utill.evaluate(net, loaders.test, device, args.seed, amp=args.amp, progress=progress)
+        options = dict(amp=args.amp, progress=progress, logit_scale=args.logit_scale)
+        evaluation = utill.evaluate(net, loaders.test, device, args.seed, **options)
     points = []
     if args.sweep:
         print(" exit   accuracy %   spikes saved %   operations saved %   for thresholds")

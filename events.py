@@ -154,14 +154,15 @@ def decode(paths, read, **how):
 def cached_frames(args, source, split, recordings):
     """(images uint8 [N, T, 2, S, S] mapped from a cache file, labels int64 [N]) of [(path, label)].
 
-    args: data_dir, num_steps, img_size (None: the size of `source`), split_by, bin_ms.
+    split: names the recordings, and the cache file. args: data_dir, num_steps, img_size (None: the size of `source`),
+    split_by, bin_ms.
     """
     how = dict(num_steps=args.num_steps, sensor=source.sensor, size=args.img_size or source.size)
     how |= dict(split_by=args.split_by, bin_ms=args.bin_ms if args.split_by == "duration" else None)
     paths, labels = [path for path, _ in recordings], torch.tensor([label for _, label in recordings])
     images, _ = files.cached_array(
         Path(args.data_dir),
-        f"{source.name}-{split}-T{args.num_steps}-{how['size']}-{args.split_by}",
+        f"{source.name}-{split}-T{args.num_steps}-{how['size']}-{args.split_by}{how['bin_ms'] or ''}",
         f"{VERSION} {how}\n{files.file_facts(Path(args.data_dir), paths)}",
         (len(paths), args.num_steps, 2, how["size"], how["size"]),
         partial(decode, read=source.read, **how),

@@ -147,6 +147,8 @@ def cached_array(root, name, facts, shape, job, pieces, describe, summary=None):
         for old in set(folder.glob(f"{glob.escape(name)}-{'?' * len(key)}.npy")) - {path}:
             old.unlink(missing_ok=True)
         cache = read_cache(path, shape)
+    if cache is None:
+        raise UserError(f"{path} was removed while it was in use: run this again")
     return cache
 
 

@@ -42,6 +42,9 @@ class Encoder(nn.Module):
     `size` then the pixels a side of what the first layer sees.
     """
 
+    random = False  # draws spikes, so that two runs differ
+    analog = False  # gives values, not spikes or event counts
+
     def __init__(self, num_steps, channels, size):
         super().__init__()
         self.input_shape, self.size = (channels, size, size), size
@@ -50,12 +53,16 @@ class Encoder(nn.Module):
 class PoissonEncoder(Encoder):
     """Ternary Poisson spikes of normalised images: the authors' input."""
 
+    random = True
+
     def forward(self, images, t):
         return PoissonGen(images)
 
 
 class BinaryPoissonEncoder(Encoder):
     """0/1 spikes with probability x, for images in [0, 1]: the textbook rate code."""
+
+    random = True
 
     def forward(self, images, t):
         uniform = torch.rand_like(images, memory_format=torch.contiguous_format)
@@ -64,6 +71,8 @@ class BinaryPoissonEncoder(Encoder):
 
 class DirectEncoder(Encoder):
     """The image itself, as an input current at every time-step."""
+
+    analog = True
 
     def forward(self, images, t):
         return images
@@ -82,6 +91,8 @@ class FrameEncoder(Encoder):
 
 class PixelEncoder(Encoder):
     """A pixel a time-step, row by row, as it is: sequential MNIST. T must be S * S; gives [B, C, 1, 1]."""
+
+    analog = True
 
     def __init__(self, num_steps, channels, size):
         super().__init__(num_steps, channels, size)

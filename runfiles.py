@@ -277,7 +277,7 @@ def environment(device, argv, **more):
         "torch": torch.__version__,
         "torchvision": importlib.metadata.version("torchvision"),
         "numpy": np.__version__,
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         **more,
     }
 
@@ -319,19 +319,25 @@ def note_resumed(folder, now, **where):
 @contextlib.contextmanager
 def alone_in(folder):
     """A context in which no other process may be in it for `folder`: UserError if one is."""
-    with open(folder / ".lock", "w") as file:
-        try:
-            if fcntl:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: a dead run's workers would keep that
-        except (BlockingIOError, PermissionError):
-            raise UserError(f"{folder} is in use by another training run that has not ended") from None
-        except OSError:
-            pass  # a file system without locks
+    path = folder / ".lock"
+    with contextlib.ExitStack() as stack:
+        ours = False
+        while not ours:
+            file = stack.enter_context(open(path, "w"))
+            try:
+                if fcntl:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: a dead run's workers would keep that
+            except (BlockingIOError, PermissionError):
+                raise UserError(f"{folder} is in use by another training run that has not ended") from None
+            except OSError:
+                break  # a file system without locks
+            with contextlib.suppress(FileNotFoundError):  # else the run before removed it after we opened it
+                ours = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
         try:
             yield
         finally:
             with contextlib.suppress(OSError):
-                os.unlink(file.name)
+                os.unlink(path)
 
 
 @contextlib.contextmanager
@@ -344,24 +350,29 @@ def run_folder(path, overwrite=False, resume=False):
     path = Path(path)
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
-    old = [path / name for name in RUN_FILES if (path / name).exists()]
-    checkpoint = None
-    if resume and path / "last.pth.tar" in old:
-        checkpoint, old = load_checkpoint(path / "last.pth.tar"), []
-    elif resume and path / "result.json" in old:
-        raise UserError(f"{path} holds a finished run without its last.pth.tar: pass --overwrite to train it again")
-    else:
-        old += (path / "tensorboard").glob("events.out.tfevents.*")
-        if old and not overwrite and not resume:  # a run killed before it saved anything begins anew
-            raise UserError(f"{path} already holds a run: pass --resume, --overwrite, or --run_dir for another folder")
     with contextlib.ExitStack() as stack:
         try:
             path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(alone_in(path))
+        except OSError as error:
+            raise UserError(f"cannot make the run folder {path}: {reason_of(error)}") from None
+        old = [path / name for name in RUN_FILES if (path / name).exists()]
+        checkpoint = None
+        if resume and path / "last.pth.tar" in old:
+            checkpoint, old = load_checkpoint(path / "last.pth.tar"), []
+        elif resume and path / "result.json" in old:
+            raise UserError(f"{path} holds a finished run without its last.pth.tar: pass --overwrite to train it again")
+        else:
+            old += (path / "tensorboard").glob("events.out.tfevents.*")
+            if old and not overwrite and not resume:  # a run killed before it saved anything begins anew
+                raise UserError(
+                    f"{path} already holds a run: pass --resume, --overwrite, or --run_dir for another folder"
+                )
+        try:
             for file in [*old, *(half for name in RUN_FILES for half in path.glob(f".{name}.*"))]:
                 file.unlink()
         except OSError as error:
-            raise UserError(f"cannot make the run folder {path}: {reason_of(error)}") from None
+            raise UserError(f"cannot clear the run folder {path}: {reason_of(error)}") from None
         yield path, checkpoint
 
 

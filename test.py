@@ -21,6 +21,7 @@ import arguments
 import data
 import runfiles
 import utill
+from model import ENCODERS
 from utill import UserError
 
 
@@ -35,6 +36,8 @@ def parse_args(argv=None):
                        help="test with so many Poisson draws: seeds SEED, SEED + 1, ...")  # fmt: skip
     group.add_argument("--image", default=None, nargs="+", metavar="FILE", help="classify these pictures instead")
     args, checkpoint = arguments.parse_with_checkpoint(parser, argv)
+    if args.repeats > 1 and not ENCODERS[args.encoding].random:
+        raise UserError(f"--repeats: --encoding {args.encoding} draws nothing at random, so all would be the same")
     if args.steps is not None and args.steps > args.num_steps:
         raise UserError(f"--steps must be at most {args.num_steps}, the time-steps the net was trained for")
     return args, checkpoint
@@ -76,7 +79,8 @@ def main(argv=None):
     steps, runs = args.steps or args.num_steps, []
     for repeat in range(args.repeats):
         progress = functools.partial(tqdm, desc=f"test {repeat + 1}/{args.repeats}", disable=None, leave=False)
-        runs.append(utill.evaluate(net, loaders.test, device, args.seed + repeat, steps, args.amp, progress))
+        seed = args.seed + repeat
+        runs.append(utill.evaluate(net, loaders.test, device, seed, steps, args.amp, progress, args.logit_scale))
     top1, top5 = [run.top1() for run in runs], [run.top5() for run in runs]
     deviation = statistics.stdev(top1) if args.repeats > 1 else None
     for k, (name, total) in enumerate(zip(loaders.classes, runs[0].class_count, strict=True)):

@@ -40,7 +40,7 @@ from model import BN_MOMENTUM
 from utill import UserError
 
 # Flags that a resumed run may change: they do not change what is learnt.
-RESUMABLE = ("num_workers", "data_dir", "save_every", "train_display_freq", "precise_bn")
+RESUMABLE = ("num_workers", "data_dir", "save_every", "train_display_freq")
 
 
 def parse_args(argv=None):
@@ -63,7 +63,7 @@ def parse_args(argv=None):
     group.add_argument("--momentum", default=0.9, type=arguments.fraction, help="momentum of sgd")
     group.add_argument("--weight_decay", default=1e-4, type=arguments.nonnegative_float, help="weight decay")
     group.add_argument("--precise_bn", default=None, type=arguments.positive_int, metavar="BATCHES",
-                       help="average BNTT's running statistics over so many training batches for testing")  # fmt: skip
+                       help="bntt: average running statistics over so many training batches for testing")  # fmt: skip
     group.add_argument("--data_on_device", action="store_true",
                        help="keep the data set on the device and augment there; no loading processes")  # fmt: skip
     group.add_argument("--cuda_graph", action="store_true",
@@ -80,7 +80,10 @@ def parse_args(argv=None):
                        help="save every so many steps, besides at the end of each epoch")  # fmt: skip
     group.add_argument("--deterministic", action="store_true",
                        help="the same bits in every run on a GPU, at some cost (a CPU gives them anyway)")  # fmt: skip
-    return arguments.parse_with_config(parser, argv)
+    args = arguments.parse_with_config(parser, argv)
+    if args.norm != "bntt":
+        args.precise_bn = None
+    return args
 
 
 def build_optimizer(net, args):
@@ -139,7 +142,9 @@ class Run:
     def restore(self, checkpoint):
         """Take up the run of `checkpoint`. Raises UserError where it is of another config or data, or not whole."""
         try:
-            theirs, ours, known = checkpoint["config"], self.constants["config"], self.constants["data"]
+            ours, known = self.constants["config"], self.constants["data"]
+            older = {key: value for key, value in vars(parse_args([])).items() if key in ours}  # flags it did not have
+            theirs = older | checkpoint["config"]
             odd = [k for k in sorted(theirs.keys() | ours.keys()) if theirs.get(k) != ours.get(k)]
             changes = [f"--{k} was {theirs.get(k)} and is now {ours.get(k)}" for k in odd if k not in RESUMABLE]
             changes += [f"the data have another {k}" for k, v in known.items() if checkpoint["data"][k] != v]
@@ -272,7 +277,7 @@ def end_epoch(run, loaders, args, signals, loss, acc):
     record = {"epoch": run.epoch + 1, "lr": run.optimizer.param_groups[0]["lr"], "train_loss": loss, "train_acc": acc}
     record["images_per_s"] = run.losses.count / run.epoch_seconds
     record["mean_gamma"] = {layer: gamma.mean().item() for layer, gamma in run.net.gammas().items()}
-    if args.precise_bn and args.norm == "bntt":
+    if args.precise_bn:
         average_statistics(run, loaders.train, args)
     evaluate = functools.partial(utill.evaluate, run.net, device=run.device, seed=args.seed, amp=args.amp,
                                  progress=signals.watch, logit_scale=args.logit_scale)  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the entry points share: errors, devices, schedule, seeds, evaluation, checkpoints, run log."""
+"""What the entry points share: errors, devices, engines, schedule, seeds, signals, spike counts, evaluation."""
 
 import functools
 import math
@@ -56,7 +56,8 @@ def entry_point(main):
         except (MemoryError, RuntimeError) as error:
             # PyTorch has a class of its own for a GPU that is full, but not for the rest of the machine
             words = ("allocate memory", "not enough memory", "size calculation overflowed")
-            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(w in str(error) for w in words):
+            said = (str(error).strip().splitlines() or [""])[-1]  # a worker process quotes its source lines before
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(w in said for w in words):
                 raise
             return refuse("out of memory: lower --batch_size, --img_size or --num_steps")
         except Stopped as stop:
@@ -294,15 +295,16 @@ class SpikeMeter:
     def operations(self):
         """[T] accumulate operations per image and step: a layer's dense multiply-adds x its input's spike rate.
 
-        The rate is that of the presynaptic neurons, so an average-pooled input counts as spikes. The
-        non-spiking output layer is included.
+        The rate is that of the presynaptic neurons, so an average-pooled input counts as spikes. An input
+        that is no spikes (Encoder.analog) costs its multiply-adds in full. The non-spiking output layer is included.
         """
         total, source = torch.zeros(self.steps, dtype=torch.float64), "input"
         synapses = [(n, layer.synapse.weight, self.neurons[n]) for n, layer in self._layers().items()]
         readout = self.net.readout.weight
         for name, weight, neurons in [*synapses, (None, readout, readout.shape[0])]:
             dense = neurons * weight[0].numel()
-            total += dense * self.spikes[source] / (self.neurons[source] * max(self.images, 1))
+            rate = self.spikes[source] / (self.neurons[source] * max(self.images, 1))
+            total += dense * (torch.ones_like(rate) if source == "input" and self.net.encoder.analog else rate)
             source = name
         return total
 

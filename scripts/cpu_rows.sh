@@ -2,7 +2,7 @@
 # The rows of the README's tables that were trained on a CPU, into results/. Run again after a stop, it goes on.
 #
 #   bash scripts/cpu_rows.sh digits                            # 3 seeds x bntt, bn, none: 20 minutes on 2 cores
-#   bash scripts/cpu_rows.sh smnist                            # MNIST in data/mnist, or downloaded there: half an hour
+#   bash scripts/cpu_rows.sh smnist                            # MNIST in data/mnist, or downloaded there: an hour
 #   bash scripts/cpu_rows.sh nmnist tiny_imagenet cifar10jpeg  # data in data/nmnist-small, data/tiny-imagenet-mini
 #                                                              # and data/cifar10-jpeg: 20, 15 and 30 minutes
 #
@@ -17,7 +17,8 @@ row() { # folder of the run, flags
     local run=$results/$1
     shift
     [ -f "$run/result.json" ] || python train.py "$@" --run_dir "$run" --save_every 20 --resume
-    if [ ! -f "$run/early_exit.json" ] && grep -q '^norm: bntt' "$run/config.yaml"; then
+    # a published run brings no checkpoint
+    if [ ! -f "$run/early_exit.json" ] && [ -f "$run/best.pth.tar" ] && grep -q '^norm: bntt' "$run/config.yaml"; then
         python early_exit.py "$run/best.pth.tar" --sweep
     fi
 }

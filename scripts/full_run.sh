@@ -4,17 +4,19 @@
 #
 #   bash scripts/full_run.sh                          # CIFAR-10, downloaded into ./data; a GPU if there is one
 #   bash scripts/full_run.sh cifar10-jpeg.tar.xz      # an archive or folder with train/<class>/ and test/<class>/
-#   SEEDS="0 1 2" NAME=cifar10_vgg9_paper bash scripts/full_run.sh DATA --weight_decay 5e-4 --num_epochs 120
+#   SEEDS="0 1 2" NAME=cifar10_vgg9_paper bash scripts/full_run.sh "" --weight_decay 5e-4 --num_epochs 120
 #   TOY=1 bash scripts/full_run.sh DATA               # the same at toy size: minutes on a CPU
 #
-# What follows DATA goes to train.py. Everything lands in results/$NAME, a folder per seed.
+# What follows DATA ("" for the download) goes to train.py. Everything lands in $OUT/$NAME, a folder per seed:
+# results/cifar10_vgg9 for the download, results/cifar10jpeg_vgg9_T25 for DATA, runs/..._toy for a toy.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/venv.sh -r requirements-dev.txt
 data=${1:-}
 shift || true
-name=${NAME:-cifar10_vgg9}
-out=${OUT:-results}/$name
+name=${NAME:-$([ -n "$data" ] && echo cifar10jpeg_vgg9_T25 || echo cifar10_vgg9)}${TOY:+_toy}
+out=${OUT:-${TOY:+runs}}
+out=${out:-results}/$name
 mkdir -p "$out"
 
 flags=(--config configs/cifar10_vgg9.yaml --amp auto --test_display_freq 10 --train_display_freq 1 --save_every 100)
@@ -25,7 +27,8 @@ if [ -f "$data" ]; then
         aside=$(mktemp -d data/.unpack-XXXXXX)
         trap 'rm -rf "$aside"' EXIT
         tar xf "$data" -C "$aside"
-        mv "$aside"/* "$folder"
+        [ -d "$aside/train" ] || mv "$aside"/*/* "$aside" # an archive of one folder
+        mv "$aside" "$folder"
     fi
     data=$folder
 fi
@@ -53,7 +56,7 @@ if [ ! -f "$out/benchmark.txt" ]; then
 fi
 for seed in ${SEEDS:-0}; do
     run=$out/seed$seed
-    [ -f "$run/result.json" ] || python train.py "${flags[@]}" "$@" --seed "$seed" --run_dir "$run" --resume
+    python train.py "${flags[@]}" "$@" --seed "$seed" --run_dir "$run" --resume
     python test.py "$run/best.pth.tar" --repeats 5 | tee "$run/test.txt"
     python early_exit.py "$run/best.pth.tar" --sweep | tee "$run/early_exit.txt"
 done

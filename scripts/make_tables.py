@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import shlex
 import statistics
 import sys
 from collections.abc import Callable
@@ -28,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 import yaml  # noqa: E402
 
+import train  # noqa: E402
 from arguments import ArgumentParser  # noqa: E402
 from runfiles import write_text  # noqa: E402
 from utill import UserError, entry_point, reason_of  # noqa: E402
@@ -151,7 +153,24 @@ def read_run(folder):
     path, command = folder / "environment.json", ""
     if path.exists():
         command = read_record(path, {"text": ("command",)})["command"]
-    return Run(folder, result, config, found, command)
+    run = Run(folder, result, config, found, command)
+    check_command(run)
+    return run
+
+
+def check_command(run):
+    """UserError if the command that the table shows would now train something else: a config has changed since."""
+    script, *argv = shlex.split(run.command) or [""]
+    if script != "train.py" or not run.config:
+        return
+    before = [script, *argv[:-1]]
+    argv = [str(ROOT / word) if flag == "--config" else word for flag, word in zip(before, argv, strict=True)]
+    for key, value in vars(train.parse_args(argv)).items():
+        if key in run.config and key not in FREE and value not in (None, "auto", run.config[key]):
+            raise UserError(
+                f"{run.folder} was trained with --{key} {run.config[key]}, its command would now take {value}: "
+                f"train it again, or remove it"
+            )
 
 
 def runs_in(folder):
@@ -270,7 +289,9 @@ class Page:
 
 def title_cell(row, runs, page):
     norm = runs[0].result["norm"] if runs else ""
-    return row.title.format(norm=NORMS.get(norm, norm)) + page.cite(row.note)
+    batches = runs[0].config.get("precise_bn") if runs else None
+    precise = f"Tested with the statistics of {batches} training batches (`--precise_bn`, not in the paper)."
+    return row.title.format(norm=NORMS.get(norm, norm)) + page.cite(row.note) + page.cite(precise if batches else "")
 
 
 def steps_cell(row, runs, page):
@@ -329,12 +350,23 @@ def how_cell(row, runs, page):
     """The command that was run, without what does not change its numbers; else the one to run."""
     command = row.how
     if runs and runs[0].command:
-        command = "python " + re.sub(r" --(resume\b|(run_dir|save_every|seed|data_dir) \S+)", "", runs[0].command)
+        words = shlex.split(re.sub(r"(--\w+)=", r"\1 ", runs[0].command))
+        dropped = {"--resume": 1, "--run_dir": 2, "--save_every": 2, "--seed": 2, "--data_dir": 2}
+        kept = []
+        while words:
+            count = dropped.get(words[0], 0)
+            kept += [] if count else words[:1]
+            words = words[count or 1 :]
+        command = shlex.join(["python", *kept])
     return f"`{command}`" if command else ""
 
 
 def accuracy_cell(row, runs, page):
     return page.link(runs, mean_and_deviation([run.result["test_acc"] for run in runs])) if runs else "not yet run"
+
+
+def each_cell(row, runs, page):
+    return ", ".join(f"{run.result['test_acc']:.2f}" for run in runs)
 
 
 def count_cell(row, runs, page):
@@ -366,7 +398,7 @@ MAIN = {
     "train / test images, n [^d]": data_cell, "command": how_cell,
 }  # fmt: skip
 DIGITS = {
-    "digits, VGG9": title_cell, "accuracy, %": accuracy_cell, "n": count_cell, "T": steps_cell,
+    "digits, VGG9": title_cell, "accuracy, %": accuracy_cell, "each seed": each_cell, "n": count_cell, "T": steps_cell,
     "exit step": exit_step_cell, "spikes an image": spikes_cell,
 }  # fmt: skip
 DATA = (
@@ -397,8 +429,6 @@ TABLES = {
             f"{TRAIN}nmnist_cnn7.yaml --data_dir DIR",
             settings="nmnist dvs_cnn7 bntt", wilson=True),
         Row("Sequential MNIST, FC3, BNTT", 784, 96.6, "S", "smnist_fc3_bntt", f"{TRAIN}smnist_fc3.yaml",
-            "Tested with the statistics of 50 training batches (`--precise_bn`, not in the paper). The run was resumed "
-            "after 4 epochs, when that flag was new: the log's first four tests are without it.",
             settings="smnist fc3 bntt"),
         Row("Sequential MNIST, FC3, one BN for all steps", 784, None, "?", "smnist_fc3_bn",
             f"{TRAIN}smnist_fc3.yaml --norm bn", settings="smnist fc3 bn"),

@@ -321,9 +321,16 @@ def test_other_data_are_refused(half, monkeypatch):
 
 
 def test_a_finished_run_resumed_says_its_result_again(tmp_path):
-    first, again = go(tmp_path).result, resume(tmp_path).result
-    assert difference(first, again, "") is None
-    assert_same(tmp_path, tmp_path)
+    first, before = go(tmp_path).result, what_a_run_left(tmp_path)
+    assert difference(first, resume(tmp_path).result, "") is None
+    assert difference(before, what_a_run_left(tmp_path), "run") is None
+
+
+def test_a_run_from_before_a_flag_was_new_is_resumed_with_its_default(half):
+    checkpoint = runfiles.load_checkpoint(half / "last.pth.tar")
+    del checkpoint["config"]["logit_scale"]
+    torch.save(checkpoint, half / "last.pth.tar")
+    assert resume(half).code == 0
 
 
 def test_resume_with_nothing_there_starts_anew(unbroken, tmp_path):

@@ -274,6 +274,20 @@ def test_repeats_are_other_draws_and_give_mean_and_deviation(trained):
     assert f"+- {repeated.result['top1_std']:.2f} over 3 Poisson draws" in repeated.out[-2]
 
 
+def test_repeats_of_what_draws_nothing_are_refused(tmp_path):
+    flags = "--dataset digits --encoding direct --limit_train 32 --num_epochs 1 --run_dir"
+    assert call(train.main, TINY, flags, tmp_path / "run").code == 0
+    outcome = call(test_script.main, tmp_path / "run" / "best.pth.tar", "--repeats", 2)
+    assert outcome.code == 2
+    assert "--encoding direct draws nothing at random" in outcome.err[0]
+
+
+def test_a_checkpoint_is_tested_with_the_statistics_it_was_trained_with(trained):
+    outcome = call(test_script.main, trained.checkpoint, "--norm_stats", "authors")
+    assert outcome.code == 2
+    assert "was trained with --norm_stats own" in outcome.err[0]
+
+
 def test_the_deviation_over_draws_is_that_of_the_sample(trained, monkeypatch):
     evaluate, seeds = utill.evaluate, []
 

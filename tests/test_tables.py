@@ -132,8 +132,8 @@ def test_the_digits_table(place):
     results = place.results.resolve()
     lines = make_tables.render(make_tables.TABLES["digits"], results, make_tables.Page(results.parent)).splitlines()
     spikes = f"10,000 ± {statistics.stdev([9000, 11000]):,.0f}"
-    assert lines[2] == f"| BNTT | [98.50 ± 0.71](results/digits_vgg9_bntt) | 2 | 25 | 20 | {spikes} |"
-    assert lines[3].startswith("| one BN for all steps | [90.00](results/digits_vgg9_bn/seed0) | 1 | 25 | – |")
+    assert lines[2] == f"| BNTT | [98.50 ± 0.71](results/digits_vgg9_bntt) | 98.00, 99.00 | 2 | 25 | 20 | {spikes} |"
+    assert lines[3].startswith("| one BN for all steps | [90.00](results/digits_vgg9_bn/seed0) | 90.00 | 1 | 25 | – |")
     assert lines[4].startswith("| no BN | not yet run |")
 
 
@@ -201,6 +201,28 @@ def test_extra_files_do_no_harm(place):
     (place.results / "other").mkdir()
     (place.results / "other" / "result.json").write_text("{")
     assert place.table(PAPER)[0][0][3:5] == ["[90.00](results/run/seed0)", "1,024 / 100, epoch 8, n = 1"]
+
+
+def test_a_run_of_a_config_that_has_changed_since_is_refused(place, tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("leak_mem: 0.99\nlr: 0.1\n")
+    write_run(place.results / "run" / "seed0", config={"leak_mem": 0.99, "lr": 0.1, "num_workers": 0, "amp": "bf16"})
+    command = f"train.py --config {config} --amp auto --seed 0"
+    (place.results / "run" / "seed0" / "environment.json").write_text(json.dumps({"command": command}))
+    assert place.call(PAPER).code == 0
+    config.write_text("leak_mem: 0.95\nlr: 0.1\n")
+    outcome = place.call(PAPER)
+    assert outcome.code == 2
+    assert "was trained with --leak_mem 0.99, its command would now take 0.95" in outcome.err[0]
+
+
+def test_precise_statistics_are_a_footnote_of_the_runs_that_had_them(place):
+    write_run(place.results / "run" / "seed0", config={"precise_bn": 50})
+    write_run(place.results / "other" / "seed0", config={"precise_bn": None})
+    _, notes = place.table(PAPER, PAPER._replace(runs="other"))
+    assert [note for note in notes if "--precise_bn" in note] == [
+        "[^1]: Tested with the statistics of 50 training batches (`--precise_bn`, not in the paper)."
+    ]
 
 
 def test_the_commands_are_those_of_their_rows(monkeypatch):

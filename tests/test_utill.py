@@ -190,6 +190,13 @@ def test_rates_are_spikes_over_all_steps_per_neuron_and_image():
     assert hand_made_meter().rates() == dict.fromkeys([f"conv{i}" for i in range(1, 7)], 0) | {"conv7": 0.5, "fc1": 1.5}
 
 
+def test_an_analog_input_costs_all_its_multiply_adds():
+    net = SpikingVGG("fc3", 4, in_channels=1, img_size=2, encoding="pixels")
+    with utill.SpikeMeter(net) as meter, torch.no_grad():
+        net(torch.full((2, 1, 2, 2), 1e-3))  # too little for a spike
+    assert meter.operations().tolist() == [256.0] * 4
+
+
 def test_operations_are_dense_multiply_adds_times_the_rate_of_the_input():
     conv1 = 64 * 8 * 8 * 3 * 9 * 1.0  # every input spikes once per image at step 1
     fc1 = 1024 * 256 * 0.5  # half of conv7 spikes at step 1
