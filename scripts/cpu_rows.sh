@@ -49,8 +49,9 @@ for name in "$@"; do
         ;;
     cifar10jpeg)
         row cifar10jpeg_vgg9_T10_10k/seed0 --config configs/cifar10_vgg9.yaml --dataset imagefolder \
-            --data_dir "$data/cifar10-jpeg" --num_steps 10 --limit_train 10000 --num_epochs 6 --batch_size 64 --lr 0.1 \
-            --lr_schedule cosine --amp auto --num_workers 0 --train_display_freq 1
+            --data_dir "$data/cifar10-jpeg" --num_steps 10 --limit_train 10000 --limit_test 2000 --num_epochs 4 \
+            --batch_size 50 --lr 0.1 --lr_schedule cosine --amp auto --num_workers 0 --train_display_freq 1 \
+            --test_display_freq 1
         ;;
     *)
         echo "error: $name is none of digits, smnist, nmnist, tiny_imagenet, cifar10jpeg" >&2
