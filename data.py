@@ -302,6 +302,7 @@ class Row(NamedTuple):
     load: Callable
     encoding: str = "poisson"  # unless the command line says otherwise
     augment: bool = True  # crop and flip unless the command line says otherwise
+    mirrored: bool = True  # if the mirror image of one is one of its class: else it is cropped alone
     stats: tuple | None = None  # (mean, std) per channel in [0, 1]; None = measured on the training set
 
 
@@ -310,10 +311,10 @@ DATASETS = {
     "cifar100": Row(partial(cifar, published.CIFAR100), stats=CIFAR100_STATS),
     "imagefolder": Row(imagefolder),
     "tiny_imagenet": Row(tiny_imagenet, stats=TINY_IMAGENET_STATS),
-    "smnist": Row(mnist, "pixels", augment=False, stats=UNIT_STATS),
-    "digits": Row(digits, augment=False),
+    "smnist": Row(mnist, "pixels", augment=False, mirrored=False, stats=UNIT_STATS),
+    "digits": Row(digits, augment=False, mirrored=False),
     "synthetic": Row(synthetic),
-    "nmnist": Row(nmnist, "frames", augment=False),
+    "nmnist": Row(nmnist, "frames", augment=False, mirrored=False),
     "dvs_cifar10": Row(dvs_cifar10, "frames", augment=False),
 }
 
@@ -369,8 +370,9 @@ def epoch_draws(seed, epoch, count, padding=4):
 class BatchMaker:
     """maker[epoch, indices] -> (images, labels), a finished batch: what a worker process runs."""
 
-    def __init__(self, split, mean, std, augment, seed):
-        self.split, self.mean, self.std, self.augment, self.seed = split, mean, std, augment, seed
+    def __init__(self, split, mean, std, seed, augment=False, mirrored=True):
+        self.split, self.mean, self.std, self.seed = split, mean, std, seed
+        self.augment, self.mirrored = augment, mirrored
 
     def __getitem__(self, key):
         epoch, indices = key
@@ -380,7 +382,9 @@ class BatchMaker:
         if self.augment:
             draws = epoch_draws(self.seed, epoch, len(self.split.labels))
             dy, dx, flip = (draw[indices].to(device) for draw in (draws.dy, draws.dx, draws.flip))
-            images = augment_batch(images.flatten(1, -3), dy, dx, flip).view(images.shape)  # frames alike
+            images = augment_batch(images.flatten(1, -3), dy, dx, flip & self.mirrored).view(
+                images.shape
+            )  # frames alike
         return normalize(images, self.mean, self.std), self.split.labels[here]
 
 
@@ -537,7 +541,7 @@ def build_loaders(args, train=True):
         raise UserError(f"mean and std are of {len(mean)} channels, the images of {args.dataset} have {channels}")
 
     def loader(split, indices, training=False, augment=False):
-        maker = BatchMaker(split, mean, std, augment, args.seed)
+        maker = BatchMaker(split, mean, std, args.seed, augment, row.mirrored)
         return Loader(maker, indices, args.batch_size * (1 if training else 2), args.num_workers, training)
 
     train_loader = val_loader = None

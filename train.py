@@ -52,7 +52,7 @@ def parse_args(argv=None):
     group.add_argument("--val_fraction", default=0.0, type=arguments.fraction,
                        help="part of the training set held out, to choose the best epoch on")  # fmt: skip
     group.add_argument("--augment", default=None, action=argparse.BooleanOptionalAction,
-                       help="random crop and flip (default: as suits the data set)")  # fmt: skip
+                       help="random crop and, but for digits, flip (default: as suits the data set)")  # fmt: skip
     arguments.add_run_arguments(parser)
     group = parser.add_argument_group("training")
     group.add_argument("--num_epochs", default=100, type=arguments.positive_int, help="epochs")

@@ -158,6 +158,18 @@ def test_an_epoch_can_be_repeated():
     assert same_batches(train, train)
 
 
+def test_digits_are_shifted_and_never_mirrored():
+    shifted, plain = (
+        next(iter(build_loaders(settings("digits", augment=augment, limit_train=64)).train))[0]
+        for augment in (True, False)
+    )
+    blank = plain.amin()
+    padded = torch.nn.functional.pad(plain, (4,) * 4, value=blank.item())
+    windows = padded.unfold(2, 8, 1).unfold(3, 8, 1).flatten(2, 3)[:, 0]  # [B, 81, 8, 8]: every crop
+    assert (windows == shifted).flatten(2).all(2).any(1).all()
+    assert (shifted != plain).any()
+
+
 def test_augmentation_follows_the_data_set_unless_told():
     for dataset, augment, expected in [
         ("synthetic", None, True), ("synthetic", False, False), ("digits", None, False), ("digits", True, True),
