@@ -66,14 +66,16 @@ def draw(path, gammas, evaluation, threshold, step, points):
     """Two panels: mean gamma per layer and step with the exit (fig. 4); accuracy against steps (fig. 7)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     steps = range(1, len(evaluation.correct) + 1)
+    style = ".-" if len(steps) <= 100 else "-"
+    lowest = min(0, *(float(gamma.mean(1).min()) for gamma in gammas.values()))
     colours = plt.get_cmap("viridis")(torch.linspace(0, 0.92, len(gammas)).numpy())
     for (name, gamma), colour in zip(gammas.items(), colours, strict=True):
-        left.plot(steps, gamma.mean(1), ".-", color=colour, label=name)
+        left.plot(steps, gamma.mean(1), style, color=colour, label=name)
     left.axhline(threshold, color="black", linestyle=":", label=f"threshold {threshold:g}")
     left.axvline(step, color="crimson", label=f"exit at {step} of {len(steps)}")
-    left.set(xlabel="time-step", ylabel="mean gamma", title="Learnt gammas", ylim=(0, None))
+    left.set(xlabel="time-step", ylabel="mean gamma", title="Learnt gammas", ylim=(lowest, None))
     left.legend(fontsize=8, ncols=2)
-    right.plot(steps, [evaluation.top1(t) for t in steps], ".-", label="every possible exit")
+    right.plot(steps, [evaluation.top1(t) for t in steps], style, label="every possible exit")
     if points:
         exits = [p["exit_step"] for p in points]
         right.plot(exits, [evaluation.top1(t) for t in exits], "o", mfc="none", label="exits of the threshold sweep")

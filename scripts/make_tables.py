@@ -41,8 +41,7 @@ class Row(NamedTuple):
     title: {norm} in it becomes the runs' norm. T: time-steps, None for those of the runs. paper: its accuracy
     in %, or None. mark: where `paper` is from: P the paper's text, S and M as in MARKS; "?" if the paper's value
     is unknown, "" if there is none: such a row is left out until it has been run. runs: folder under results/;
-    of several, divided by blanks, the first with runs; with a * each folder becomes a row. how: the command,
-    until runs bring theirs. note: a footnote. exit: the paper's early exit (step, accuracy, mark).
+    with a * each folder becomes a row. how: the command, until runs bring theirs. note: a footnote. exit: the paper's early exit (step, accuracy, mark).
     settings: dataset, arch and norm that the runs must have, * for any. wilson: show the 95 % interval that the
     size of the test set allows.
     """
@@ -212,10 +211,8 @@ def check(row, runs):
 
 def find(row, results, always=False):
     """[(row, runs)] of one declared row: an entry for each folder that its pattern finds, or one without runs."""
-    found = []
-    for pattern in row.runs.split():
-        folders = results.glob(pattern) if "*" in pattern else [results / pattern]
-        found = found or [runs for runs in map(runs_in, sorted(folders)) if runs]
+    folders = results.glob(row.runs) if "*" in row.runs else [results / row.runs]
+    found = [runs for runs in map(runs_in, sorted(folders)) if runs]
     for runs in found:
         check(row, runs)
     found.sort(key=lambda runs: (runs[0].result["num_steps"], runs[0].result["train_images"]))
@@ -434,13 +431,11 @@ TABLES = {
             f"{TRAIN}smnist_fc3.yaml --norm bn", settings="smnist fc3 bn"),
         Row("Sequential MNIST, FC3, no BN", 784, None, "?", "smnist_fc3_none",
             f"{TRAIN}smnist_fc3.yaml --norm none", settings="smnist fc3 none"),
-        Row("scikit-learn digits 8x8, VGG9, BNTT", 25, None, "", "digits_vgg9_bntt digits", f"{TRAIN}digits_vgg9.yaml",
+        Row("scikit-learn digits 8x8, VGG9, BNTT", 25, None, "", "digits_vgg9_bntt", f"{TRAIN}digits_vgg9.yaml",
             settings="digits vgg9 bntt"),
     ]),
     "digits": Table(DIGITS, [
-        Row(NORMS[norm], 25, None, "", runs, "", settings=f"digits vgg9 {norm}")
-        for norm, runs in
-        {"bntt": "digits_vgg9_bntt digits", "bn": "digits_vgg9_bn", "none": "digits_vgg9_none"}.items()
+        Row(NORMS[norm], 25, None, "", f"digits_vgg9_{norm}", "", settings=f"digits vgg9 {norm}") for norm in NORMS
     ], all_rows=True),
 }  # fmt: skip
 

@@ -128,7 +128,6 @@ def test_the_digits_table(place):
         write_run(folder, {}, dataset="digits", seed=seed, test_acc=98.0 + seed)
         (folder / "log.jsonl").write_text(json.dumps({"epoch": 8, "spikes_per_image": spikes}))
     write_run(place.results / "digits_vgg9_bn" / "seed0", dataset="digits", norm="bn")
-    write_run(place.results / "digits", dataset="digits", test_acc=1.0)  # no longer needed
     results = place.results.resolve()
     lines = make_tables.render(make_tables.TABLES["digits"], results, make_tables.Page(results.parent)).splitlines()
     spikes = f"10,000 ± {statistics.stdev([9000, 11000]):,.0f}"
