@@ -41,9 +41,9 @@ class Row(NamedTuple):
     title: {norm} in it becomes the runs' norm. T: time-steps, None for those of the runs. paper: its accuracy
     in %, or None. mark: where `paper` is from: P the paper's text, S and M as in MARKS; "?" if the paper's value
     is unknown, "" if there is none: such a row is left out until it has been run. runs: folder under results/;
-    with a * each folder becomes a row. how: the command, until runs bring theirs. note: a footnote. exit: the paper's early exit (step, accuracy, mark).
-    settings: dataset, arch and norm that the runs must have, * for any. wilson: show the 95 % interval that the
-    size of the test set allows.
+    with a * each folder becomes a row. how: the command, until runs bring theirs. note: a footnote. exit: the
+    paper's early exit (step, accuracy, mark). settings: dataset, arch and norm that the runs must have, * for
+    any. wilson: show the 95 % interval that the size of the test set allows.
     """
 
     title: str

@@ -183,14 +183,6 @@ def test_the_command_is_the_one_that_was_run_without_what_changes_no_number(plac
     assert place.table(PAPER)[0][0][5] == "`python train.py --config c.yaml --lr 0.1`"
 
 
-def test_the_first_of_several_folders_counts(place):
-    row = PAPER._replace(runs="good quick")
-    write_run(place.results / "quick", test_acc=50.0)
-    assert place.table(row)[0][0][3] == "[50.00](results/quick)"
-    write_run(place.results / "good" / "seed0")
-    assert place.table(row)[0][0][3] == "[90.00](results/good/seed0)"
-
-
 def test_extra_files_do_no_harm(place):
     write_run(place.results / "run" / "seed0")
     write_run(place.results / "run" / "seed0_old", test_acc=1.0)
