@@ -19,7 +19,8 @@ row() { # folder of the run, flags
     [ -f "$run/result.json" ] || python train.py "$@" --run_dir "$run" --save_every 20 --resume
     # a published run brings no checkpoint
     if [ ! -f "$run/early_exit.json" ] && [ -f "$run/best.pth.tar" ] && grep -q '^norm: bntt' "$run/config.yaml"; then
-        python early_exit.py "$run/best.pth.tar" --sweep
+        python early_exit.py "$run/best.pth.tar" --sweep \
+            $(sed -n 's/^limit_test: \([0-9]*\)$/--limit_test \1/p' "$run/config.yaml") # the images of result.json
     fi
 }
 
@@ -44,7 +45,8 @@ for name in "$@"; do
         ;;
     tiny_imagenet)
         row tiny_imagenet_mini_vgg11/seed0 --config configs/tiny_imagenet_vgg11.yaml \
-            --data_dir "$data/tiny-imagenet-mini" --num_steps 10 --num_epochs 4 --batch_size 32 --lr 0.1 \
+            --data_dir "$data/tiny-imagenet-mini" --num_steps 10 --num_epochs 3 --batch_size 20 --lr 0.1 \
+            --limit_train 800 --limit_test 200 \
             --lr_schedule cosine --num_workers 0 --amp auto --test_display_freq 1 --train_display_freq 1
         ;;
     cifar10jpeg)
