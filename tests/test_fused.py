@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import fused
-import fused_cpu
 import model
+from fused import cpu as fused_cpu
 from model import ARCHS, SNN_VGG9_BNTT, SpikingVGG
 from utill import SpikeMeter
 
@@ -167,7 +167,7 @@ def test_first_steps_only():
 
 
 def test_an_output_layer_cut_into_pieces_equals_the_plain_loop(monkeypatch):
-    monkeypatch.setattr(fused, "READOUT_NUMBERS", 24 * 5)  # five rows of the 24 features at a time, of 3 x 4
+    monkeypatch.setattr(fused.engine, "READOUT_NUMBERS", 24 * 5)  # five rows of the 24 features at a time, of 3 x 4
     compare(make_net(T=4), torch.randn(3, 3, 8, 8, dtype=torch.float64))
 
 
@@ -207,7 +207,7 @@ def test_inference_in_blocks_of_time_agrees(monkeypatch):
     """Large batches run a few steps at a time: membranes are carried over, hooks see every step."""
     net = make_net(T=7).eval()
     other = fused.attach(copy.deepcopy(net))
-    monkeypatch.setattr(fused, "INFERENCE_BYTES", 3 * 2 * 64 * 8 * 8)  # three steps of the widest layer
+    monkeypatch.setattr(fused.engine, "INFERENCE_BYTES", 3 * 2 * 64 * 8 * 8)  # three steps of the widest layer
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     results = []
     for each in (net, other):
@@ -347,7 +347,7 @@ def test_empty_batch_gives_no_rows():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the symbol is that of GNU's OpenMP runtime")
 def test_build_has_openmp():
-    library = fused_cpu.compiled(Path(fused_cpu.__file__).with_name("fused_cpu.cpp"))
+    library = fused_cpu.compiled(Path(fused_cpu.__file__).with_name("cpu.cpp"))
     assert b"GOMP_parallel" in library.read_bytes()
 
 

@@ -47,8 +47,8 @@ def draw(shape, dtype, device, seed=0):
 
 def passes(**sizes):
     """(The C++ passes, the Triton passes): small tiles, few programs and short chunks, so that each is used."""
-    from fused_cpu import CpuPasses
-    from fused_triton import TritonPasses
+    from fused.cpu import CpuPasses
+    from fused.triton import TritonPasses
 
     return CpuPasses(), TritonPasses(**(dict(tile=128, channels=8, rows=24, chunk=3, programs=4) | sizes))
 
@@ -144,7 +144,7 @@ def check_lif_default_sizes(device):
 
 
 def check_statistics(device):
-    from fused_cpu import CpuPasses
+    from fused.cpu import CpuPasses
 
     for dtype in EPSILON:
         for kind in (dict(T=3), dict(T=1, B=7, H=1, W=1, C=20), dict(T=2, B=3, H=6, W=6, C=5)):
@@ -183,7 +183,7 @@ def check_same_bits_again(device):
 def check_net(device):
     """Voltages, gradients and running statistics of a net with these passes and of its plain time loop."""
     import fused
-    from fused_triton import TritonPasses
+    from fused.triton import TritonPasses
     from model import ARCHS, SpikingVGG
 
     fused._backend = lambda device_type: TritonPasses(tile=8192, chunk=2)
@@ -224,7 +224,7 @@ def compile_all(device):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    import fused_triton
+    from fused import triton as fused_triton
 
     types = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     types |= {torch.uint8: "u8"}

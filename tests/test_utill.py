@@ -280,7 +280,7 @@ def test_mixed_precision_picked_for_the_cpu_is_one_that_it_has():
 
 
 def test_the_fused_engine_where_it_cannot_run_is_an_error_and_auto_says_why(monkeypatch):
-    monkeypatch.setattr(fused, "why_not", lambda net: "no compiler")
+    monkeypatch.setattr(fused.engine, "why_not", lambda net: "no compiler")
     with pytest.raises(UserError, match="--engine fused: no compiler"):
         utill.use_engine(small_net(), Namespace(engine="fused", save_memory=None))
     with pytest.raises(UserError, match="--save_memory belongs to the fused engine.*no compiler"):

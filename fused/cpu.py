@@ -1,6 +1,6 @@
-"""The passes of the fused engine on a CPU: fused_cpu.cpp, compiled once per processor and called on tensors.
+"""The passes of the fused engine on a CPU: cpu.cpp, compiled once per processor and called on tensors.
 
-fused.py holds their maths. Tensors are contiguous, [T, B, H, W, C] for neurons and [T, C] for what
+engine.py holds their maths. Tensors are contiguous, [T, B, H, W, C] for neurons and [T, C] for what
 belongs to a channel and time-step; results do not depend on the number of threads.
 """
 
@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 
-from fused import Shape, Unsupported
+from fused.common import Shape, Unsupported
 from model import SURROGATE_ALPHA
 
 
 class _Layer(ctypes.Structure):
-    """`struct Layer` of fused_cpu.cpp."""
+    """`struct Layer` of cpu.cpp."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("T", "B", "H", "W", "C", "pool", "fire_first")] + [
         (name, ctypes.c_double) for name in ("leak", "threshold", "alpha")
@@ -32,13 +32,13 @@ class _Layer(ctypes.Structure):
 
 
 class CpuPasses:
-    """The passes of fused_cpu.cpp as functions of tensors."""
+    """The passes of cpu.cpp as functions of tensors."""
 
     dtypes = (torch.float32, torch.float64, torch.bfloat16)
 
     def __init__(self):
         try:
-            self.library = ctypes.CDLL(compiled(Path(__file__).with_name("fused_cpu.cpp")))
+            self.library = ctypes.CDLL(compiled(Path(__file__).with_name("cpu.cpp")))
         except (OSError, RuntimeError) as error:  # a disk mounted noexec, a compiler that is none, no home folder
             raise Unsupported(f"the fused engine could not be built or loaded: {error}") from None
         self.reused = threading.local()

@@ -1,4 +1,4 @@
-// The memory passes of the fused engine on a CPU; fused.py holds their maths and calls them.
+// The memory passes of the fused engine on a CPU; engine.py holds their maths and calls them.
 //
 // A layer's neurons over all time-steps are one matrix x[t][n][c], channels innermost, n = (b, h, w).
 // S is the type in memory (float, double, bfloat16), A the type of all arithmetic (float or double).
@@ -40,7 +40,7 @@ template <class S> static inline void prefetch_to_write(S *to, int64_t count) {
     for (int64_t i = 0; i < count; i += int64_t(64 / sizeof(S))) __builtin_prefetch(to + i, 1);
 }
 
-// The shape of a layer and the constants of its neurons, filled in by fused.py (struct of int64 and double).
+// The shape of a layer and the constants of its neurons, filled in by engine.py (struct of int64 and double).
 struct Layer {
     int64_t T, B, H, W, C;
     int64_t pool;        // side of the pooling window, 1 for none

@@ -31,27 +31,23 @@ For the backward pass a layer keeps x and the packed spikes, nothing else. `save
 into blocks, keeps the membranes at their borders, and runs each block again in the backward pass:
 exact, for BatchNorm's statistics belong to one time-step and the draws are kept.
 
-This file is the engine; the passes are in fused_cpu.py (C++) and fused_triton.py, one for each kind
+This file is the engine; the passes are in cpu.py (C++) and triton.py, one for each kind
 of device. model.py knows of none of them.
 """
 
 import functools
 import sys
-from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from fused.common import Shape, Unsupported
 from model import BNTT, ENCODERS, LIF, NoNorm, SharedBN
 
 MAX_POOL = 15  # packed spikes count those of a window in one byte
 INFERENCE_BYTES = 2**29  # of one layer's outputs over the time-steps run at once, without gradients
 READOUT_NUMBERS = 2**22  # of the output layer's input in its own dtype at once: larger ones cost page faults
-
-
-class Unsupported(Exception):
-    """Why the fused engine cannot run a net here, in one sentence."""
 
 
 # ---- Attaching ---------------------------------------------------------------------------------
@@ -196,12 +192,12 @@ def _backend(device_type):
     if device_type == "cpu":
         if sys.platform == "win32":
             raise Unsupported("the fused engine has no CPU build for Windows")
-        from fused_cpu import CpuPasses
+        from fused.cpu import CpuPasses
 
         return CpuPasses()
     if device_type == "cuda":
         try:
-            from fused_triton import TritonPasses
+            from fused.triton import TritonPasses
 
             passes = TritonPasses()
             passes.unpack(torch.zeros(1, dtype=torch.uint8, device="cuda"), 1.0, torch.float32)  # compiles a kernel
@@ -210,32 +206,6 @@ def _backend(device_type):
             raise Unsupported(f"the fused engine on a GPU needs a working Triton: {reason}") from None
         return passes
     raise Unsupported(f"the fused engine does not know the device {device_type}")
-
-
-class Shape(NamedTuple):
-    """A layer's neurons over one block of time."""
-
-    T: int
-    B: int
-    H: int
-    W: int
-    C: int
-    pool: int
-    fire_first: bool
-    leak: float
-    threshold: float
-
-    @property
-    def N(self):
-        return self.B * self.H * self.W
-
-    @property
-    def full(self):
-        return self.T, self.B, self.H, self.W, self.C
-
-    @property
-    def pooled(self):
-        return self.T, self.B, self.H // self.pool, self.W // self.pool, self.C
 
 
 def _shapes(net, B, T):

@@ -1,4 +1,4 @@
-"""The passes of the fused engine on a GPU, in Triton; fused.py holds their maths and calls them.
+"""The passes of the fused engine on a GPU, in Triton; engine.py holds their maths and calls them.
 
 A layer's neurons over all time-steps are one contiguous matrix x[t][n][c], channels innermost,
 n = (b, h, w). In memory x, spikes and gradients are float32, float64, bfloat16 or float16; all
@@ -214,7 +214,7 @@ def _unpack(packed, spikes, count, SHARE: tl.constexpr, ACC: tl.constexpr, BLOCK
 
 
 class TritonPasses:
-    """The passes under the names, arguments and results of `CpuPasses` in fused_cpu.py.
+    """The passes under the names, arguments and results of `CpuPasses` in cpu.py.
 
     The sizes of the work change nothing but speed and the order of sums. tile: neurons of a tile.
     channels: most channels of a tile. rows: rows that a program of `statistics` sums. chunk: time-steps
