@@ -1,4 +1,4 @@
-"""The command line of train.py, test.py and early_exit.py: flags, config files, a checkpoint's settings."""
+"""The command line of train.py, test.py and early_exit.py: number types, flags of data and machine, config files."""
 
 import argparse
 import math
@@ -7,17 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 import yaml
 
-import runfiles
-import utill
-from model import ARCHS, ENCODERS, LIF, NORMS
-from utill import UserError
-
-# What a checkpoint must say of its net and data, and what of its settings belonged to the training alone.
-NEEDED = ("arch", "num_steps", "leak_mem", "threshold", "norm", "encoding", "spike_order", "dataset")
-TRAINING_ONLY = ("device", "engine", "save_memory", "limit_test")
+from utill import UserError, reason_of
 
 
 class Number(NamedTuple):
@@ -133,21 +125,6 @@ def _is_number(value):
 # ---- Flags that the entry points share -----------------------------------------------------------
 
 
-def add_net_arguments(parser):
-    """The flags that define the net."""
-    group = parser.add_argument_group("network")
-    group.add_argument("--arch", default="vgg9", choices=list(ARCHS), help="network")
-    group.add_argument("--num_steps", default=25, type=size, help="time-steps T")
-    group.add_argument("--leak_mem", default=0.95, type=unit_float, help="membrane leak per step")
-    group.add_argument("--threshold", default=1.0, type=positive_float, help="firing threshold")
-    group.add_argument("--norm", default="bntt", choices=list(NORMS), help="normalisation")
-    group.add_argument("--encoding", default=None, choices=list(ENCODERS),
-                       help="input encoding (default: as suits the data set)")  # fmt: skip
-    group.add_argument("--spike_order", default="integrate_first", choices=LIF.ORDERS, help="order inside a step")
-    group.add_argument("--logit_scale", default=1.0, type=positive_float,
-                       help="scale of the logits in loss and softmax; T undoes their division by T")  # fmt: skip
-
-
 def add_data_arguments(parser, datasets):
     """The flags that define the data. Returns their group."""
     parser.datasets = datasets
@@ -195,7 +172,7 @@ def parse_with_config(parser, argv=None):
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot read the config {path}: {utill.reason_of(error)}") from None
+            raise UserError(f"cannot read the config {path}: {reason_of(error)}") from None
         try:
             if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
                 raise ValueError("a list of flags needs no aliases")  # a few lines of them unfold to gigabytes
@@ -206,49 +183,3 @@ def parse_with_config(parser, argv=None):
             raise UserError(f"the config {path} must be a list of `flag: value` lines")
         parser.apply_config(values, path)
     return parser.parse_args(argv)
-
-
-def parse_with_checkpoint(parser, argv=None):
-    """Parse argv over the settings of its CHECKPOINT. Returns (args, checkpoint).
-
-    An authors' checkpoint holds no settings: the flags must name --arch, --dataset and --leak_mem,
-    and images are normalised as the authors do.
-    """
-    parser.add_argument("checkpoint", help="last.pth.tar or best.pth.tar of a run, or an authors' *_bestmodel.pth.tar")
-    path = parser.parse_args(argv).checkpoint
-    checkpoint = runfiles.load_checkpoint(path)
-    if "config" in checkpoint:
-        settings = checkpoint["config"]
-        missing = [key for key in NEEDED if key not in settings]
-        if missing:
-            raise UserError(f"{path} cannot be rebuilt: its config lacks {', '.join(missing)}")
-        # not what the script does with the net: a checkpoint is not to name the files that it writes
-        shared = (g._group_actions for g in parser._action_groups if g.title in ("network", "data", "machine"))
-        known = {action.dest for actions in shared for action in actions} - set(TRAINING_ONLY)
-        if settings.get("amp") == "fp16" and not torch.cuda.is_available():
-            known.remove("amp")
-        parser.apply_config({k: v for k, v in settings.items() if k in known}, f"the config in {path}")
-        args = parser.parse_args(argv)
-        about = checkpoint["data"]
-        for key in ("mean", "std", "classes"):  # as in training, whatever the test folder holds
-            setattr(args, key, about[key])
-        args.split_seed = settings.get("seed", args.seed)  # else recordings trained on would be tested
-        if args.dvs_split != settings.get("dvs_split", args.dvs_split):
-            raise UserError(f"{path} was trained with --dvs_split {settings['dvs_split']}: test it on the same")
-        if args.norm_stats != settings.get("norm_stats", args.norm_stats):
-            raise UserError(f"{path} was trained with --norm_stats {settings['norm_stats']}: test it with the same")
-        runfiles.check_weights(args, checkpoint, about["img_size"], len(about["classes"]), about["in_channels"])
-        return args, checkpoint
-    state = checkpoint["state_dict"]
-    if any(name.startswith("bntt_fc.") and name.endswith(".bias") for name in state):
-        raise UserError(
-            "this checkpoint is of the authors' first upload (its bntt_fc has a beta, which BNTT has not): "
-            "it cannot be read; train again with --spike_order fire_first"
-        )
-    steps = {name.split(".")[1] for name in state if name.startswith("bntt1.")}
-    parser.set_defaults(arch=None, dataset=None, leak_mem=None, num_steps=len(steps) or 1, norm_stats="authors")
-    args = parser.parse_args(argv)
-    missing = [f"--{key}" for key in ("arch", "dataset", "leak_mem") if getattr(args, key) is None]
-    if missing:
-        raise UserError(f"a checkpoint of the authors' code does not say its settings: pass {' '.join(missing)}")
-    return args, checkpoint

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 import arguments
 import data
-import runfiles
+import nets
+import runs
 import utill
 from utill import UserError
 
@@ -83,26 +84,26 @@ def draw(path, gammas, evaluation, threshold, step, points):
     right.axhline(evaluation.top1(), color="grey", linestyle=":", label=f"{evaluation.top1():.2f} % in full")
     right.set(xlabel="time-steps run", ylabel="test accuracy, %", title="Accuracy against latency")
     right.legend(fontsize=8)
-    runfiles.write_atomically(path, lambda file: figure.savefig(file, dpi=150, format=path.suffix[1:]))
+    runs.write_atomically(path, lambda file: figure.savefig(file, dpi=150, format=path.suffix[1:]))
     plt.close(figure)
 
 
 def parse_args(argv=None):
     parser = arguments.ArgumentParser(__doc__.splitlines()[0])
-    arguments.add_net_arguments(parser)
+    nets.add_net_arguments(parser)
     arguments.add_data_arguments(parser, data.DATASETS)
     arguments.add_run_arguments(parser)
     group = parser.add_argument_group("early exit")
     group.add_argument("--gamma_threshold", default=0.1, type=arguments.positive_float, help="on a layer's mean gamma")
     group.add_argument("--sweep", action="store_true", help="list every exit that some threshold yields")
     group.add_argument("--figure", default=None, type=str, help="figure file (default: early_exit.png by CHECKPOINT)")
-    args, checkpoint = arguments.parse_with_checkpoint(parser, argv)
+    args, checkpoint = nets.parse_with_checkpoint(parser, argv)
     suffixes = [f".{kind}" for kind in plt.FigureCanvasBase.get_supported_filetypes()]
     if args.figure and Path(args.figure).suffix not in suffixes:
         raise UserError(f"--figure {args.figure}: the name must end in one of {' '.join(suffixes)}")
     if args.figure and not Path(args.figure).parent.is_dir():
         raise UserError(f"--figure {args.figure}: there is no such folder")
-    if args.figure and Path(args.figure).with_suffix(".json").name in runfiles.RUN_FILES:
+    if args.figure and Path(args.figure).with_suffix(".json").name in runs.RUN_FILES:
         raise UserError(f"--figure {args.figure}: its .json would replace one of a run: choose another name")
     return args, checkpoint
 
@@ -114,8 +115,8 @@ def main(argv=None):
     args.amp = utill.pick_amp(device, args.amp)
     if args.norm != "bntt":
         raise UserError(f"a net with --norm {args.norm} has no gamma per time-step: early exit needs bntt")
-    loaders = data.build_loaders(args, train=False)
-    net = runfiles.load_net(args, checkpoint, loaders.img_size, len(loaders.classes), loaders.in_channels, device)
+    loaders = data.build_loaders(args, train=False, **nets.known_data(checkpoint))
+    net = nets.load_net(args, checkpoint, loaders.facts, device)
 
     gammas, T = net.gammas(), args.num_steps
     mean_gamma = torch.stack([gamma.mean(1) for gamma in gammas.values()]).double()
@@ -131,8 +132,8 @@ def main(argv=None):
 
     progress = functools.partial(tqdm, desc="test", disable=None, leave=False)
     with utill.SpikeMeter(net) as meter:
-        options = dict(amp=args.amp, progress=progress, logit_scale=args.logit_scale)
-        evaluation = utill.evaluate(net, loaders.test, device, args.seed, **options)
+        loss = utill.CrossEntropy(args.logit_scale)
+        evaluation = utill.evaluate(net, loaders.test, device, loss, args.seed, amp=args.amp, progress=progress)
     points = []
     if args.sweep:
         print(" exit   accuracy %   spikes saved %   operations saved %   for thresholds")
@@ -151,7 +152,7 @@ def main(argv=None):
     draw(figure, gammas, evaluation, args.gamma_threshold, step, points)
     curve = [evaluation.top1(t) for t in range(1, T + 1)]
     details = {"acc_by_steps": curve, "mean_gamma": dict(zip(gammas, mean_gamma.tolist(), strict=True))}
-    runfiles.write_json(figure.with_suffix(".json"), {**result, **details, "sweep": points})
+    runs.write_json(figure.with_suffix(".json"), {**result, **details, "sweep": points})
     print(
         f"accuracy {result['acc_full']:.2f} % in full, {result['acc_exit']:.2f} % at the exit, which saves "
         f"{result['spikes_saved']:.1f} % of the spikes and {result['operations_saved']:.1f} % of the operations"

@@ -19,15 +19,14 @@ from tqdm import tqdm
 
 import arguments
 import data
-import runfiles
+import nets
 import utill
-from model import ENCODERS
 from utill import UserError
 
 
 def parse_args(argv=None):
     parser = arguments.ArgumentParser(__doc__.splitlines()[0])
-    arguments.add_net_arguments(parser)
+    nets.add_net_arguments(parser)
     arguments.add_data_arguments(parser, data.DATASETS)
     arguments.add_run_arguments(parser)
     group = parser.add_argument_group("testing")
@@ -35,8 +34,8 @@ def parse_args(argv=None):
     group.add_argument("--repeats", default=1, type=arguments.positive_int,
                        help="test with so many Poisson draws: seeds SEED, SEED + 1, ...")  # fmt: skip
     group.add_argument("--image", default=None, nargs="+", metavar="FILE", help="classify these pictures instead")
-    args, checkpoint = arguments.parse_with_checkpoint(parser, argv)
-    if args.repeats > 1 and not ENCODERS[args.encoding].random:
+    args, checkpoint = nets.parse_with_checkpoint(parser, argv)
+    if args.repeats > 1 and not nets.ENCODERS[args.encoding].random:
         raise UserError(f"--repeats: --encoding {args.encoding} draws nothing at random, so all would be the same")
     if args.steps is not None and args.steps > args.num_steps:
         raise UserError(f"--steps must be at most {args.num_steps}, the time-steps the net was trained for")
@@ -44,19 +43,19 @@ def parse_args(argv=None):
 
 
 @torch.no_grad()
-def classify(net, loaders, args, device):
+def classify(net, loss, facts, args, device):
     """Print the three likeliest classes of each picture; return the likeliest ones."""
-    images = data.load_images(args.image, loaders.img_size, loaders.in_channels, loaders.mean, loaders.std)
+    images = data.load_images(args.image, facts)
     net.eval()
     utill.seed_stream(args.seed, 1)
     with utill.autocast(device, args.amp):
-        logits = net(images.to(device), args.steps).float()
-    probabilities = (args.logit_scale * logits).softmax(-1).cpu()
+        voltages = net.voltages(images.to(device), args.steps).float()
+    probabilities = loss.logits(voltages).softmax(-1).cpu()
     answers = []
     for path, p in zip(args.image, probabilities, strict=True):
         order = p.argsort(descending=True)[:3].tolist()
-        print(f"{path}: " + ", ".join(f"{loaders.classes[k]} {100 * p[k]:.1f} %" for k in order))
-        answers.append({"image": path, "class": loaders.classes[order[0]], "probability": p[order[0]].item()})
+        print(f"{path}: " + ", ".join(f"{facts.classes[k]} {100 * p[k]:.1f} %" for k in order))
+        answers.append({"image": path, "class": facts.classes[order[0]], "probability": p[order[0]].item()})
     return answers
 
 
@@ -65,25 +64,28 @@ def main(argv=None):
     args, checkpoint = parse_args(argv)
     device = utill.pick_device(args.device)
     args.amp = utill.pick_amp(device, args.amp)
-    if args.image and "data" in checkpoint:  # one's own pictures need no data set
-        loaders = data.Loaders(None, None, None, **checkpoint["data"])
+    known = nets.known_data(checkpoint)
+    if args.image and known:  # one's own pictures need no data set
+        facts = known["facts"]
     else:
-        loaders = data.build_loaders(args, train=False)
-    if args.image and (args.encoding == "frames" or loaders.in_channels not in (1, 3)):
+        loaders = data.build_loaders(args, train=False, **known)
+        facts = loaders.facts
+    if args.image and (args.encoding == "frames" or facts.in_channels not in (1, 3)):
         raise UserError("--image: this net takes recordings of an event camera, not pictures")
-    net = runfiles.load_net(args, checkpoint, loaders.img_size, len(loaders.classes), loaders.in_channels, device)
+    net = nets.load_net(args, checkpoint, facts, device)
+    loss = utill.CrossEntropy(args.logit_scale)  # it prints no loss: for the probabilities all are alike
     if args.image:
-        print(json.dumps({"images": classify(net, loaders, args, device)}))
+        print(json.dumps({"images": classify(net, loss, facts, args, device)}))
         return
 
     steps, runs = args.steps or args.num_steps, []
     for repeat in range(args.repeats):
         progress = functools.partial(tqdm, desc=f"test {repeat + 1}/{args.repeats}", disable=None, leave=False)
         seed = args.seed + repeat
-        runs.append(utill.evaluate(net, loaders.test, device, seed, steps, args.amp, progress, args.logit_scale))
+        runs.append(utill.evaluate(net, loaders.test, device, loss, seed, steps, args.amp, progress))
     top1, top5 = [run.top1() for run in runs], [run.top5() for run in runs]
     deviation = statistics.stdev(top1) if args.repeats > 1 else None
-    for k, (name, total) in enumerate(zip(loaders.classes, runs[0].class_count, strict=True)):
+    for k, (name, total) in enumerate(zip(facts.classes, runs[0].class_count, strict=True)):
         if total:
             right = statistics.mean(run.class_correct[k] for run in runs)
             print(f"{name:>20}: {100 * right / total:6.2f} % of {total}")

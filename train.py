@@ -23,29 +23,25 @@ import itertools
 import json
 import math
 import sys
-import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 import yaml
 from tqdm import tqdm
 
 import arguments
 import data
 import fused
-import runfiles
+import nets
+import runs
 import utill
 from model import BN_MOMENTUM
 from utill import UserError
 
-# Flags that a resumed run may change: they do not change what is learnt.
-RESUMABLE = ("num_workers", "data_dir", "save_every", "train_display_freq")
-
 
 def parse_args(argv=None):
     parser = arguments.ArgumentParser(__doc__.splitlines()[0])
-    arguments.add_net_arguments(parser)
+    nets.add_net_arguments(parser)
     group = arguments.add_data_arguments(parser, data.DATASETS)
     group.add_argument("--limit_train", default=None, type=arguments.positive_int,
                        help="use so many training images (default: all)")  # fmt: skip
@@ -59,6 +55,8 @@ def parse_args(argv=None):
     group.add_argument("--lr", default=0.3, type=arguments.positive_float, help="learning rate")
     group.add_argument("--lr_schedule", default="step", choices=["step", "cosine"],
                        help="step: divided by 10 at 50, 70 and 90 %% of the epochs")  # fmt: skip
+    group.add_argument("--loss", default="ce", choices=list(utill.LOSSES),
+                       help="cross-entropy: ce of the last output voltage, tet of each step's current")  # fmt: skip
     group.add_argument("--optimizer", default="sgd", choices=["sgd", "adam", "adamw"], help="optimizer")
     group.add_argument("--momentum", default=0.9, type=arguments.fraction, help="momentum of sgd")
     group.add_argument("--weight_decay", default=1e-4, type=arguments.nonnegative_float, help="weight decay")
@@ -93,125 +91,25 @@ def build_optimizer(net, args):
     return optimizer(net.parameters(), args.lr, weight_decay=args.weight_decay)
 
 
-class Run:
-    """All that training changes, so that it can be saved at any step and taken up again.
-
-    folder: of the run. constants: what a checkpoint says of config and data. `state` and `restore` turn
-    a run into a checkpoint and back.
-    """
-
-    def __init__(self, net, optimizer, scaler, device, folder, constants):
-        self.net, self.optimizer, self.scaler, self.device = net, optimizer, scaler, device
-        self.folder, self.constants = folder, constants
-        self.epoch = self.step = 0  # epochs done; steps done in the epoch after them
-        self.losses, self.rights = utill.AverageMeter(), utill.AverageMeter()  # of that epoch's training
-        self.log, self.best, self.accuracy = [], None, None
-        self.seconds, self.epoch_seconds, self.clock = 0.0, 0.0, time.perf_counter()
-
-    def tick(self):
-        """Seconds since the last call, added to those of the run."""
-        now = time.perf_counter()
-        passed, self.clock = now - self.clock, now
-        self.seconds += passed
-        return passed
-
-    def state(self):
-        self.epoch_seconds += self.tick()
-        progress = {key: getattr(self, key) for key in ("step", "log", "best", "seconds", "epoch_seconds")}
-        meters = {key: vars(getattr(self, key)) for key in ("losses", "rights")}
-        return {
-            "global_step": self.epoch, "state_dict": self.net.state_dict(), "accuracy": self.accuracy,
-            **self.constants, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-            "progress": progress | meters, "random_state": utill.random_state(self.device),
-        }  # fmt: skip
-
-    def where(self):
-        """How far it is, in words."""
-        return f"{self.epoch} epochs and {self.step} steps"
-
-    def check(self):
-        """UserError that names the layer if weights or gradients are inf or nan."""
-        fault = utill.where_not_finite(self.net, gradients=not self.scaler.is_enabled())  # it skips such steps
-        if fault:
-            raise UserError(f"{fault} at epoch {self.epoch + 1}, step {self.step}: lower --lr, or check the data")
-
-    def save(self, name="last.pth.tar"):
-        self.check()  # the last good checkpoint is kept
-        runfiles.save_checkpoint(self.folder / name, self.state())
-
-    def restore(self, checkpoint):
-        """Take up the run of `checkpoint`. Raises UserError where it is of another config or data, or not whole."""
-        try:
-            ours, known = self.constants["config"], self.constants["data"]
-            older = {key: value for key, value in vars(parse_args([])).items() if key in ours}  # flags it did not have
-            theirs = older | checkpoint["config"]
-            odd = [k for k in sorted(theirs.keys() | ours.keys()) if theirs.get(k) != ours.get(k)]
-            changes = [f"--{k} was {theirs.get(k)} and is now {ours.get(k)}" for k in odd if k not in RESUMABLE]
-            changes += [f"the data have another {k}" for k, v in known.items() if checkpoint["data"][k] != v]
-            if changes:
-                changes = ", ".join(changes)
-                raise UserError(f"{self.folder} holds a run of another config, so it cannot be resumed: {changes}")
-            self.net.load_state_dict(checkpoint["state_dict"])
-            groups = self.optimizer.state_dict()["param_groups"]  # what they hold follows from the config
-            self.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": groups})
-            self.scaler.load_state_dict(checkpoint["scaler"])
-            check_progress(checkpoint, self.optimizer)
-            progress = dict(checkpoint["progress"])
-            for key in ("losses", "rights"):
-                meter = progress.pop(key)
-                total = torch.as_tensor(meter["sum"], dtype=torch.float32, device=self.device)
-                setattr(self, key, utill.AverageMeter(total, meter["count"]))
-            vars(self).update({k: progress[k] for k in ("step", "log", "best", "seconds", "epoch_seconds")})
-            self.epoch, self.accuracy = checkpoint["global_step"], checkpoint["accuracy"]
-            utill.set_random_state(checkpoint["random_state"], self.device)
-        except UserError:
-            raise
-        except Exception as error:  # a damaged one can fail anywhere
-            reason = f"it has no {error}" if isinstance(error, KeyError) else utill.reason_of(error)
-            raise UserError(f"{self.folder}/last.pth.tar is not a run that can be resumed: {reason}") from None
-        self.clock = time.perf_counter()
-
-
-def check_progress(checkpoint, optimizer):
-    """ValueError unless what a checkpoint says of its run, and what it gave the optimizer, are of the right form."""
-    progress, done = checkpoint["progress"], checkpoint["global_step"]
-    meters = [progress[meter][key] for meter in ("losses", "rights") for key in ("sum", "count")]
-    for number in (*meters, progress["seconds"], progress["epoch_seconds"]):
-        if type(number) not in (int, float) and not (torch.is_tensor(number) and number.shape == ()):
-            raise ValueError(f"{number!r:.100} is not a number")
-    if not all(type(count) is int and count >= 0 for count in (done, progress["step"])):
-        raise ValueError("its epochs or steps are no counts")
-    log, best = progress["log"], progress["best"]
-    if type(log) is not list or len(log) != done or not all(type(line) is dict for line in log):
-        raise ValueError("its log does not have a line an epoch")
-    if best not in (log or [None]) or best and not {"epoch", "train_loss", "train_acc"} <= best.keys():
-        raise ValueError("its best epoch is none of its log")
-    json.dumps(log)  # TypeError where it is no longer a log
-    for weights, kept in optimizer.state.items():
-        if any(
-            x.shape not in (weights.shape, ()) or not x.isfinite().all() for x in kept.values() if torch.is_tensor(x)
-        ):
-            raise ValueError("its optimizer is of another net")
-
-
-def train_step(net, optimizer, scaler, args, images, labels):
+def train_step(net, loss, optimizer, scaler, amp, images, labels):
     """Forward, backward, update. Returns (mean loss, right answers, largest gradient) as tensors on the device.
 
-    On a CPU nothing is updated where loss or gradient is inf or nan; on a GPU asking would make it wait.
+    loss: one of utill.LOSSES. On a CPU nothing is updated where loss or gradient is inf or nan; on a GPU asking would
+    make it wait.
     """
-    with utill.autocast(images.device, args.amp):
-        logits = net(images)
-    logits = logits.float() if args.amp != "off" else logits
-    loss = F.cross_entropy(logits * args.logit_scale, labels)
+    with utill.autocast(images.device, amp):
+        voltages = net.voltages(images)
+    voltages = voltages.float() if amp != "off" else voltages
+    mean = loss(voltages, labels)
     optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
+    scaler.scale(mean).backward()
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     largest = torch.nn.utils.get_total_norm(gradients, float("inf"))
-    loss = loss.detach()
-    if loss.device.type != "cpu" or (loss + largest).isfinite():
+    mean = mean.detach()
+    if mean.device.type != "cpu" or (mean + largest).isfinite():
         scaler.step(optimizer)
         scaler.update()
-    return loss, (logits.detach().argmax(1) == labels).sum(), largest
+    return mean, (voltages[-1].detach().argmax(1) == labels).sum(), largest
 
 
 def train_epoch(run, step, loader, args, signals):
@@ -272,15 +170,15 @@ def average_statistics(run, loader, args):
         bn.num_batches_tracked.copy_(count)
 
 
-def end_epoch(run, loaders, args, signals, loss, acc):
+def end_epoch(run, loaders, loss, args, signals, mean, acc):
     """The log line of the epoch that has been trained: its validation and, where it is due, its test."""
-    record = {"epoch": run.epoch + 1, "lr": run.optimizer.param_groups[0]["lr"], "train_loss": loss, "train_acc": acc}
+    record = {"epoch": run.epoch + 1, "lr": run.optimizer.param_groups[0]["lr"], "train_loss": mean, "train_acc": acc}
     record["images_per_s"] = run.losses.count / run.epoch_seconds
     record["mean_gamma"] = {layer: gamma.mean().item() for layer, gamma in run.net.gammas().items()}
     if args.precise_bn:
         average_statistics(run, loaders.train, args)
-    evaluate = functools.partial(utill.evaluate, run.net, device=run.device, seed=args.seed, amp=args.amp,
-                                 progress=signals.watch, logit_scale=args.logit_scale)  # fmt: skip
+    evaluate = functools.partial(utill.evaluate, run.net, device=run.device, loss=loss, seed=args.seed, amp=args.amp,
+                                 progress=signals.watch)  # fmt: skip
     if loaders.val is not None:
         val = evaluate(loaders.val)
         record |= {"val_loss": val.loss, "val_acc": val.top1()}
@@ -296,7 +194,7 @@ def end_epoch(run, loaders, args, signals, loss, acc):
 @utill.entry_point
 def main(argv=None):
     args = parse_args(argv)
-    with utill.Signals() as signals, contextlib.ExitStack() as stack:
+    with runs.Signals() as signals, contextlib.ExitStack() as stack:
         train(args, argv, signals, stack)
 
 
@@ -311,15 +209,16 @@ def train(args, argv, signals, stack):
         utill.make_deterministic()
     loaders = data.build_loaders(args)
     torch.manual_seed(args.seed)
-    net = runfiles.build_net(args, loaders.img_size, len(loaders.classes), loaders.in_channels).to(device)
+    net = nets.build_net(args, loaders.facts).to(device)
     try:
         net.check_input(torch.empty(args.batch_size, *net.encoder.input_shape, device="meta"))
     except ValueError as error:
         raise UserError(f"--batch_size {args.batch_size}: {error}") from None
-    engine, reason = utill.use_engine(net, args)
+    engine, reason = nets.use_engine(net, args.engine, args.save_memory)
+    loss = utill.LOSSES[args.loss](args.logit_scale)
     optimizer = build_optimizer(net, args)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
-    step = functools.partial(train_step, net, optimizer, scaler, args)
+    step = functools.partial(train_step, net, loss, optimizer, scaler, args.amp)
     if args.cuda_graph:
         if device.type != "cuda" or engine != "fused" or args.amp == "fp16" or args.optimizer != "sgd":
             raise UserError("--cuda_graph needs a GPU, the fused engine, --optimizer sgd and --amp bf16 or off")
@@ -329,28 +228,28 @@ def train(args, argv, signals, stack):
             loader.to(device)
 
     name = f"{args.dataset}_{args.arch}_T{args.num_steps}_{args.norm}_seed{args.seed}"
-    folder, old = stack.enter_context(runfiles.run_folder(args.run_dir or f"runs/{name}", args.overwrite, args.resume))
+    folder, old = stack.enter_context(runs.run_folder(args.run_dir or f"runs/{name}", args.overwrite, args.resume))
     config = {k: v for k, v in vars(args).items() if k not in ("config", "overwrite", "resume", "run_dir")}
-    known = {key: getattr(loaders, key) for key in ("classes", "in_channels", "img_size", "mean", "std")}
-    run = Run(net, optimizer, scaler, device, folder, {"config": config, "data": known})
-    environment = runfiles.environment(device, argv, engine=engine, amp=args.amp)
+    known = {"config": config, "data": loaders.facts._asdict()}
+    run = runs.Run(net, optimizer, scaler, device, folder, known)
+    environment = runs.environment(device, argv, engine=engine, amp=args.amp)
     for other in {folder if old else None, args.config and Path(args.config).parent} - {None}:
-        if changed := runfiles.changed_versions(other, environment):
+        if changed := runs.changed_versions(other, environment):
             print(f"not as in {other}, so numbers may differ: {changed}")
     if old:
-        run.restore(old)
-        runfiles.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-        runfiles.note_resumed(folder, environment, epoch=run.epoch, step=run.step)
+        run.restore(old, defaults=vars(parse_args([])))
+        runs.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        runs.note_resumed(folder, environment, epoch=run.epoch, step=run.step)
         if run.step == 0 and run.best and run.best["epoch"] == run.epoch:
-            runfiles.save_checkpoint(folder / "best.pth.tar", old)  # it may have been killed before it did
+            runs.save_checkpoint(folder / "best.pth.tar", old)  # it may have been killed before it did
         print(f"resumed after {run.where()}")
     else:
-        runfiles.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-        runfiles.write_json(folder / "environment.json", environment)
+        runs.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        runs.write_json(folder / "environment.json", environment)
     print(f"run folder {folder}; {sum(p.numel() for p in net.parameters()):,} parameters; {device}")
     print(f"engine: {engine}, mixed precision {args.amp}" + (f" (not fused: {reason})" if reason else ""))
 
-    curves = runfiles.Curves(folder / "tensorboard", run.epoch + 1)
+    curves = runs.Curves(folder / "tensorboard", run.epoch + 1)
     signals.run = run
     while run.epoch < args.num_epochs:
         lr = utill.learning_rate(args.lr, run.epoch, args.num_epochs, args.lr_schedule)
@@ -359,15 +258,14 @@ def train(args, argv, signals, stack):
                 step.forget()  # the graph holds the learning rate it was captured with
                 optimizer.zero_grad(set_to_none=True)
             group["lr"] = lr
-        loss, acc = train_epoch(run, step, loaders.train, args, signals)
-        record = end_epoch(run, loaders, args, signals, loss, acc)
+        record = end_epoch(run, loaders, loss, args, signals, *train_epoch(run, step, loaders.train, args, signals))
         run.epoch, run.step, run.log = run.epoch + 1, 0, [*run.log, record]
         run.accuracy = record.get("val_acc", record.get("test_acc"))
         # Never choose by the test set: without a validation set the best epoch is the last one.
         is_best = run.best is None or loaders.val is None or record["val_acc"] > run.best["val_acc"]
         run.best = record if is_best else run.best
         # A run killed before `last` does the end of the epoch again, and writes these two again.
-        runfiles.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in run.log))
+        runs.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in run.log))
         curves.write(record, net.gammas())
         run.save()
         if is_best:  # after `last`, which so never names an older epoch as the best than this file holds
@@ -379,8 +277,8 @@ def train(args, argv, signals, stack):
 
     best = dict(run.best)
     if "test_acc" not in best:  # the best epoch was not one of those tested on the way
-        net.load_state_dict(runfiles.load_checkpoint(folder / "best.pth.tar")["state_dict"])
-        test = utill.evaluate(net, loaders.test, device, args.seed, amp=args.amp, logit_scale=args.logit_scale)
+        net.load_state_dict(runs.load_checkpoint(folder / "best.pth.tar")["state_dict"])
+        test = utill.evaluate(net, loaders.test, device, loss, args.seed, amp=args.amp)
         best |= {"test_loss": test.loss, "test_acc": test.top1(), "test_acc5": test.top5()}
     run.tick()
     result = {
@@ -389,7 +287,7 @@ def train(args, argv, signals, stack):
         "epoch": best["epoch"], "chosen_by": "last epoch" if loaders.val is None else "validation accuracy",
         "train_images": len(loaders.train.keys.indices), "seconds": run.seconds, "run_dir": str(folder),
     }  # fmt: skip
-    runfiles.write_json(folder / "result.json", result)
+    runs.write_json(folder / "result.json", result)
     print(json.dumps(result))
 
 

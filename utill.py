@@ -1,11 +1,10 @@
-"""What the entry points share: errors, devices, engines, schedule, seeds, signals, spike counts, evaluation."""
+"""What every room shares: errors, devices, seeds, facts of the data, schedule, losses, meters, evaluation."""
 
 import functools
 import math
 import os
-import signal
 import sys
-import threading
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ class Stopped(BaseException):
 
 
 def one_line(text, most=2000):
-    """`text` on one line, what would drive a terminal escaped: it may quote a file that nobody vouches for."""
+    """`text` on one line, what would drive a terminal escaped: it may quote a stranger's file."""
     line = " ".join(str(text).splitlines())
     line = line if len(line) <= most else line[:most] + " ..."
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
@@ -70,6 +69,24 @@ def entry_point(main):
     return wrapper
 
 
+class DataFacts(NamedTuple):
+    """What the data are, to a net and to a checkpoint: C channels, H = W = img_size in pixels, K class names.
+
+    mean, std: C numbers each, of pixels in [0, 1].
+    """
+
+    classes: list[str]
+    in_channels: int
+    img_size: int
+    mean: list[float]
+    std: list[float]
+
+
+def is_name(text):
+    """Whether a class may be called so: not too long, nothing that would drive a terminal, and encodable."""
+    return len(text) <= 255 and not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
+
+
 # ---- Machine ------------------------------------------------------------------------------------
 
 
@@ -98,26 +115,6 @@ def pick_amp(device, amp):
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "off"
 
 
-def use_engine(net, args):
-    """Attach the engine that `--engine` names. Returns (its name, why not fused or None)."""
-    reason = None
-    if args.engine != "plain":
-        import fused
-
-        try:
-            fused.attach(net, args.save_memory)
-            return "fused", None
-        except fused.Unsupported as error:
-            reason = str(error)
-    if args.engine == "fused":
-        raise UserError(f"--engine fused: {reason}")
-    if args.save_memory is not None:
-        raise UserError(
-            f"--save_memory belongs to the fused engine, which does not run here: {reason or 'plain asked'}"
-        )
-    return "plain", reason
-
-
 def autocast(device, amp):
     """Autocast context of `--amp`, after `pick_amp`."""
     dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
@@ -129,56 +126,6 @@ def make_deterministic():
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-
-
-class Signals:
-    """While a run trains, Ctrl-C and SIGTERM ask it to save and stop, SIGUSR1 to save and go on.
-
-        with Signals() as signals:
-            ...                                   # Ctrl-C and SIGTERM raise Stopped, SIGUSR1 waits
-            signals.run = run                     # has save(), and where() to tell how far it is
-            for batch in signals.watch(loader):   # or signals.act() wherever the state can be saved
-                ...
-            signals.run = None
-
-    While there is a run the handlers only take a note; `act` then saves it and raises `Stopped`. A second
-    Ctrl-C or SIGTERM acts at once, as without this class. In a thread other than the main one nothing is changed.
-    """
-
-    def __init__(self):
-        self.run, self.stop, self.wanted, self.before = None, None, False, {}
-
-    def __enter__(self):
-        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-            number = getattr(signal, name, None)
-            if number is not None and threading.current_thread() is threading.main_thread():
-                self.before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *exc):
-        for number, handler in self.before.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: it was not set from Python
-
-    def _note(self, number, frame):
-        self.wanted = True
-        if number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.before[number] or signal.SIG_DFL)
-            self.stop = signal.Signals(number)
-            if self.run is None:
-                raise Stopped(128 + number, f"stopped by {self.stop.name} outside of training")
-
-    def act(self):
-        if self.wanted:
-            self.wanted = False
-            self.run.save()
-        if self.stop is not None:
-            message = f"stopped by {self.stop.name} after {self.run.where()}; go on with --resume"
-            raise Stopped(128 + self.stop, message)
-
-    def watch(self, batches):
-        for batch in batches:
-            yield batch
-            self.act()
 
 
 def random_state(device):
@@ -226,6 +173,45 @@ def accuracy(logits, labels, topk=(1,)):
     """Accuracy in % over the top k classes, for each k. logits: [B, K], labels: [B]."""
     ranks = logits.topk(min(max(topk), logits.shape[1]), dim=1).indices == labels[:, None]
     return [100.0 * ranks[:, :k].any(1).float().mean().item() for k in topk]
+
+
+class CrossEntropy:
+    """Softmax cross-entropy of the output voltage after T steps, over T: eq. 5 as the authors' code computes it.
+
+    logit_scale: a factor on the logits; T undoes their division by T.
+    """
+
+    def __init__(self, logit_scale=1.0):
+        self.logit_scale = logit_scale
+
+    def logits(self, voltages):
+        """voltages: [T, B, K], the output voltage after every step. Returns [B, K], for a softmax."""
+        return self.logit_scale * (voltages[-1] / len(voltages))
+
+    def __call__(self, voltages, labels):
+        """voltages: [T, B, K]; labels: int64 [B]. Returns the mean over images, a scalar."""
+        return F.cross_entropy(self.logits(voltages), labels)
+
+
+class TET(CrossEntropy):
+    """Temporal Efficient Training (Deng et al., ICLR 2022): cross-entropy of every step's output current, mean over T.
+
+    The current of a step is what it adds to the output voltage, times logit_scale. mse: the paper's lambda, the share
+    of its second term, the mean squared distance of all currents from `target`, the threshold there. Default 0: that
+    term is for outliers among the currents, and the paper's gain comes from the first (the authors' code: 0.001).
+    """
+
+    def __init__(self, logit_scale=1.0, *, mse=0.0, target=1.0):
+        super().__init__(logit_scale)
+        self.mse, self.target = mse, target
+
+    def __call__(self, voltages, labels):
+        currents = self.logit_scale * voltages.diff(dim=0, prepend=torch.zeros_like(voltages[:1]))
+        loss = F.cross_entropy(currents.flatten(0, 1), labels.repeat(len(currents)))
+        return (1 - self.mse) * loss + self.mse * (currents - self.target).square().mean() if self.mse else loss
+
+
+LOSSES = {"ce": CrossEntropy, "tet": TET}
 
 
 class AverageMeter:
@@ -328,20 +314,23 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(net, loader, device, seed=0, steps=None, amp="off", progress=None, logit_scale=1.0):
-    """Run `net` in eval mode over every image of `loader` once: an `Evaluation` of every exit step."""
+def evaluate(net, loader, device, loss, seed=0, steps=None, amp="off", progress=None):
+    """Run `net` in eval mode over every image of `loader` once: an `Evaluation` of every exit step.
+
+    loss: loss(voltages [T, B, K], labels [B]) -> mean over images. RuntimeError if images were missed.
+    """
     net.eval()
     seed_stream(seed, 1)
     steps = steps or net.num_steps
     num_cls = net.readout.weight.shape[0]
     correct, correct5 = (torch.zeros(steps, dtype=torch.long, device=device) for _ in range(2))
     class_correct, class_count = (torch.zeros(num_cls, dtype=torch.long, device=device) for _ in range(2))
-    loss, seen = 0.0, 0
+    losses, seen = AverageMeter(), 0
     for images, labels in progress(loader) if progress else loader:
         images, labels = images.to(device), labels.to(device)
         with autocast(device, amp):
             voltages = net.voltages(images, steps).float()
-        loss += F.cross_entropy(logit_scale * voltages[-1] / steps, labels, reduction="sum").item()
+        losses.update(loss(voltages, labels).item(), len(labels))
         hits = voltages.topk(min(5, num_cls), dim=-1).indices == labels[:, None]  # [T, B, 5]
         correct += hits[..., 0].sum(1)
         correct5 += hits.any(-1).sum(1)
@@ -351,4 +340,4 @@ def evaluate(net, loader, device, seed=0, steps=None, amp="off", progress=None, 
     if seen != loader.num_images:
         raise RuntimeError(f"evaluated {seen} of {loader.num_images} images")
     counts = (x.tolist() for x in (correct, correct5, class_correct, class_count))
-    return Evaluation(seen, loss / seen, *counts)
+    return Evaluation(seen, losses.avg, *counts)

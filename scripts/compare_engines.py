@@ -27,7 +27,7 @@ import torch.nn.functional as F  # noqa: E402
 
 import fused  # noqa: E402
 from model import SNN_VGG9_BNTT  # noqa: E402
-from runfiles import write_json  # noqa: E402
+from runs import write_json  # noqa: E402
 from utill import UserError, entry_point  # noqa: E402
 
 CONTENDERS = {

@@ -41,8 +41,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import early_exit  # noqa: E402
-import events  # noqa: E402
-import runfiles  # noqa: E402
+import event_data  # noqa: E402
+import runs  # noqa: E402
 import test as test_script  # noqa: E402
 import train  # noqa: E402
 
@@ -153,7 +153,7 @@ def actions(script):
 
     with (
         mock.patch("arguments.parse_with_config", look),
-        mock.patch("arguments.parse_with_checkpoint", look),
+        mock.patch("nets.parse_with_checkpoint", look),
         contextlib.suppress(SystemExit),
     ):
         SCRIPTS[script].parse_args([])
@@ -386,7 +386,7 @@ def make_assets():
 
     aedat = np.stack([rng.integers(0, 2**15, 60), np.arange(60) * 100], 1).astype(">u4").tobytes()
     header = b"#!AER-DAT2.0\r\n# This is a raw AE data file\r\n"
-    assets["aedat"] = {f"data/{c}/cifar10_{c}_{k}.aedat": header + aedat for c in events.CIFAR10 for k in range(2)}
+    assets["aedat"] = {f"data/{c}/cifar10_{c}_{k}.aedat": header + aedat for c in event_data.CIFAR10 for k in range(2)}
     t = np.arange(60) * 1000
     nmnist = np.stack([rng.integers(0, 34, 60), rng.integers(0, 34, 60), t >> 16, t >> 8 & 255, t & 255], 1)
     nmnist = nmnist.astype(np.uint8).tobytes()
@@ -508,7 +508,7 @@ def verdict(code, out, err, before, place):
     if half := [name for name in new if aside.search(name)]:
         return f"half-written files are left: {half}"
     if code == 0 and "run/best.pth.tar" in new:
-        runfiles.load_checkpoint(place / "run/best.pth.tar")
+        runs.load_checkpoint(place / "run/best.pth.tar")
     begun = "run folder" in out  # then the log stays
     if code == 2 and not begun and after != before | {name: after[name] for name in new if ".bntt_cache" in name}:
         return f"a refusal changed files: {new}"

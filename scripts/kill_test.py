@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
-import runfiles  # noqa: E402
+import runs  # noqa: E402
 import utill  # noqa: E402
 
 FLAGS = (
@@ -108,7 +108,7 @@ def child(pipe, nth, most, argv):
 
         setattr(module, name, patched)
 
-    write_atomically = runfiles.write_atomically
+    write_atomically = runs.write_atomically
 
     def write(path, put):
         if path.suffix == ".tar" and next(count) == nth:
@@ -118,8 +118,8 @@ def child(pipe, nth, most, argv):
         write_atomically(path, put)
         tell("the write of", path.name)
 
-    runfiles.write_atomically = write
-    patch(train.Run, "__init__", after=lambda run, *_: made.append(run))
+    runs.write_atomically = write
+    patch(runs.Run, "__init__", after=lambda run, *_: made.append(run))
     patch(train, "train_step", after=lambda *_: tell(f"step {made[0].step + 1} of epoch {made[0].epoch + 1}"))
     patch(utill, "evaluate", before=lambda *_: tell("the begin of an evaluation"), after=lambda *_: tell("its end"))
     return train.main(argv)
@@ -197,7 +197,7 @@ def what_a_run_left(folder):
     curves |= {tag: [e.step for e in events.Histograms(tag)] for tag in events.Tags()["histograms"]}
     return {
         "files": sorted(path.name for path in folder.iterdir()),
-        **{name: runfiles.load_checkpoint(folder / name) for name in ("last.pth.tar", "best.pth.tar")},
+        **{name: runs.load_checkpoint(folder / name) for name in ("last.pth.tar", "best.pth.tar")},
         "log.jsonl": [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()],
         "result.json": json.loads((folder / "result.json").read_text()),
         "config.yaml": (folder / "config.yaml").read_text(),
@@ -240,7 +240,7 @@ def kill_and_resume(folder, kills, in_write, kinds, seed, more):
                 break
             saved = "nothing saved"
             for path in filter(Path.exists, (broken / "best.pth.tar", broken / "last.pth.tar")):
-                checkpoint = runfiles.load_checkpoint(path)
+                checkpoint = runs.load_checkpoint(path)
                 saved = f"saved are {checkpoint['global_step']} epochs and {checkpoint['progress']['step']} steps"
             done, killed, written = done + 1, killed + 1, written + where.startswith("in the write")
             print(f"kill {done}: {where}; {saved}", flush=True)

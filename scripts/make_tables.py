@@ -31,7 +31,7 @@ import yaml  # noqa: E402
 
 import train  # noqa: E402
 from arguments import ArgumentParser  # noqa: E402
-from runfiles import write_text  # noqa: E402
+from runs import write_text  # noqa: E402
 from utill import UserError, entry_point, reason_of  # noqa: E402
 
 

@@ -17,12 +17,13 @@ from PIL import Image
 from torchvision import datasets as published
 from torchvision.transforms import functional as transforms
 
+import cache
 import data
-import files
+import image_data
 import test
 import train
 from data import augment_batch, build_loaders, epoch_draws, load_images
-from utill import UserError
+from utill import DataFacts, UserError
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-jpeg.tar.xz"
 
@@ -119,7 +120,7 @@ def test_augment_batch_is_torchvisions_crop_and_flip_of_each_image():
 
 
 def test_normalisation_is_torchvisions_to_the_bit():
-    image, (mean, std) = pixels(8, 8, 3), data.CIFAR10_STATS
+    image, (mean, std) = pixels(8, 8, 3), image_data.CIFAR10_STATS
     reference = transforms.normalize(transforms.to_tensor(Image.fromarray(image)), mean, std)
     assert torch.equal(data.normalize(torch.from_numpy(image).permute(2, 0, 1)[None], mean, std)[0], reference)
 
@@ -194,8 +195,8 @@ def test_training_drops_the_last_partial_batch_and_repeats_no_image():
 def test_testing_sees_every_image_once_in_order():
     loaders = build_loaders(settings("digits", batch_size=50))
     images, labels = (torch.cat(parts) for parts in zip(*loaders.test, strict=True))
-    raw = data.digits(None, True).test
-    assert torch.equal(images, data.normalize(raw.images, loaders.mean, loaders.std))
+    raw = image_data.digits(None, True).test
+    assert torch.equal(images, data.normalize(raw.images, loaders.facts.mean, loaders.facts.std))
     assert torch.equal(labels, raw.labels)
     assert loaders.test.num_images == len(labels) == 360
     assert len(loaders.test) == 4
@@ -231,7 +232,7 @@ def test_start_batch_does_not_make_the_skipped_batches(monkeypatch):
 
 def test_limits_keep_the_classes_in_proportion():
     loaders = build_loaders(settings("digits", batch_size=10, limit_train=100, limit_test=50))
-    raw = data.digits(None, True)
+    raw = image_data.digits(None, True)
     for loader, split, limit in ((loaders.train, raw.train, 100), (loaders.test, raw.test, 50)):
         share = torch.bincount(split.labels) / len(split.labels) * limit
         assert len(loader.keys.indices) == limit
@@ -257,7 +258,7 @@ def test_validation_images_are_stratified_and_never_trained_on():
 
 def test_validation_images_are_not_augmented():
     loaders = build_loaders(settings(val_fraction=0.1))
-    plain = data.normalize(loaders.val.maker.split.images, loaders.mean, loaders.std)
+    plain = data.normalize(loaders.val.maker.split.images, loaders.facts.mean, loaders.facts.std)
     assert all(torch.equal(image, plain[i]) for i, image in by_index(loaders.val).items())
 
 
@@ -265,11 +266,11 @@ def test_digits_train_and_test_hold_all_1797_and_do_not_follow_the_seed():
     first, second = (build_loaders(settings("digits", seed=seed)) for seed in (0, 1))
     assert torch.equal(first.test.maker.split.images, second.test.maker.split.images)
     assert len(first.train.maker.split.labels) + len(first.test.maker.split.labels) == 1797
-    assert (first.in_channels, first.img_size) == (1, 8)
+    assert (first.facts.in_channels, first.facts.img_size) == (1, 8)
 
 
 def test_synthetic_classes_can_be_told_apart():
-    train, test = (split.images.flatten(1).float() for split in data.synthetic(None, True)[:2])
+    train, test = (split.images.flatten(1).float() for split in image_data.synthetic(None, True)[:2])
     centres = torch.stack([train[k::10].mean(0) for k in range(10)])
     assert (torch.cdist(test, centres).argmin(1) == torch.arange(200) % 10).float().mean() > 0.95
 
@@ -280,13 +281,13 @@ def test_synthetic_classes_can_be_told_apart():
 def test_measured_statistics_are_those_of_all_training_pixels(tree):
     loaders = build_loaders(folder(tree))
     values = loaders.train.maker.split.images.double() / 255
-    assert loaders.mean == pytest.approx(values.mean((0, 2, 3)).tolist(), rel=1e-12)
-    assert loaders.std == pytest.approx(values.std((0, 2, 3), correction=0).tolist(), rel=1e-12)
+    assert loaders.facts.mean == pytest.approx(values.mean((0, 2, 3)).tolist(), rel=1e-12)
+    assert loaders.facts.std == pytest.approx(values.std((0, 2, 3), correction=0).tolist(), rel=1e-12)
 
 
 def test_norm_stats_authors_are_cifar10s():
     loaders = build_loaders(settings(norm_stats="authors"))
-    assert (loaders.mean, loaders.std) == ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])
+    assert (loaders.facts.mean, loaders.facts.std) == ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])
 
 
 def test_poisson_binary_keeps_images_between_0_and_1():
@@ -297,15 +298,16 @@ def test_poisson_binary_keeps_images_between_0_and_1():
 
 def test_img_size_resizes_every_split():
     loaders = build_loaders(settings("digits", img_size=16))
-    assert loaders.img_size == next(iter(loaders.train))[0].shape[-1] == next(iter(loaders.test))[0].shape[-1] == 16
+    sizes = {next(iter(loader))[0].shape[-1] for loader in (loaders.train, loaders.test)}
+    assert sizes == {loaders.facts.img_size} == {16}
 
 
 def test_a_checkpoints_settings_need_no_training_images(tree):
     trained = build_loaders(folder(tree))
     for path in sorted((tree / "train").rglob("*.png")):
         path.unlink()
-    stored = dict(mean=trained.mean, std=trained.std, classes=trained.classes, img_size=trained.img_size)
-    tested = build_loaders(folder(tree, **stored), train=False)
+    tested = build_loaders(folder(tree, img_size=trained.facts.img_size), train=False, facts=trained.facts)
+    assert tested.facts == trained.facts
     assert tested.train is tested.val is None
     assert same_batches(trained.test, tested.test)
 
@@ -319,11 +321,11 @@ def test_imagefolder_gives_the_files_pixels_and_their_folders_classes(tree):
     assert np.array_equal(loaders.train.maker.split.images, expected[:12])
     assert np.array_equal(loaders.test.maker.split.images, expected[12:])
     assert loaders.test.maker.split.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert loaders.classes == ["cat", "dog"]
+    assert loaders.facts.classes == ["cat", "dog"]
 
 
 def test_many_images_are_decoded_by_several_processes_alike(tree, monkeypatch):
-    monkeypatch.setattr(files, "CHUNK", 4)
+    monkeypatch.setattr(image_data, "CHUNK", 4)
     loaders = build_loaders(folder(tree))
     assert np.array_equal(loaders.train.maker.split.images[11], pixels(8, 8, 3, seed=11).transpose(2, 0, 1))
 
@@ -331,10 +333,10 @@ def test_many_images_are_decoded_by_several_processes_alike(tree, monkeypatch):
 def test_the_second_time_nothing_is_decoded(tree, monkeypatch):
     first = build_loaders(folder(tree))
     times = [path.stat().st_mtime_ns for path in cache_files(tree)]
-    monkeypatch.setattr(files, "write_cache", None)
+    monkeypatch.setattr(cache, "write_cache", None)
     second = build_loaders(folder(tree))
     assert same_batches(first.train, second.train)
-    assert (first.mean, first.std) == (second.mean, second.std)
+    assert first.facts == second.facts
     assert times == [path.stat().st_mtime_ns for path in cache_files(tree)]
 
 
@@ -396,7 +398,7 @@ def test_load_images_prepares_pictures_as_testing_does(tmp_path, in_channels, mo
     for name, array in files.items():
         Image.fromarray(array).save(tmp_path / f"{name}.png")
     mean, std = [0.5] * in_channels, [0.25] * in_channels
-    images = load_images([tmp_path / f"{name}.png" for name in files], 8, in_channels, mean, std)
+    images = load_images([tmp_path / f"{name}.png" for name in files], DataFacts(["a"], in_channels, 8, mean, std))
     assert images.shape == (4, in_channels, 8, 8)
     for image, array in zip(images[:3], files.values(), strict=False):
         reference = transforms.to_tensor(Image.fromarray(array).convert(mode))
@@ -460,15 +462,15 @@ def test_cifar_is_read_from_the_published_folder(cifar, monkeypatch):
     assert train.images.shape == (2 * classes * len(dataset.train_list), 3, 32, 32)
     assert np.array_equal(test.images, pixels(2 * classes, 3072).reshape(-1, 3, 32, 32))
     assert test.labels.tolist() == [*range(classes)] * 2
-    assert loaders.classes == [f"c{k}" for k in range(classes)]
-    assert loaders.mean == list(data.DATASETS[name].stats[0])
+    assert loaders.facts.classes == [f"c{k}" for k in range(classes)]
+    assert loaders.facts.mean == list(data.DATASETS[name].stats[0])
 
 
 def test_cifar100_takes_its_own_statistics_or_the_authors(cifar):
     name, root = cifar
     own, authors = (build_loaders(settings(name, data_dir=str(root), norm_stats=s)) for s in ("own", "authors"))
-    assert authors.mean == list(data.CIFAR10_STATS[0])
-    assert (own.mean == authors.mean) == (name == "cifar10")
+    assert authors.facts.mean == list(image_data.CIFAR10_STATS[0])
+    assert (own.facts.mean == authors.facts.mean) == (name == "cifar10")
 
 
 def test_a_published_archive_in_data_dir_is_unpacked(cifar, monkeypatch):
@@ -564,12 +566,16 @@ def test_no_network_says_what_to_put_where_and_leaves_nothing(tmp_path, monkeypa
         (dict(batch_size=1001), "lower --batch_size"),
         (dict(limit_train=63), "lower --batch_size"),
         (dict(dataset="digits", norm_stats="authors"), "3 channels"),
-        (dict(classes=["a", "b"]), "classes"),
     ],
 )
 def test_values_that_cannot_be(changes, message):
     with pytest.raises(UserError, match=message):
         build_loaders(settings(**changes))
+
+
+def test_other_classes_than_those_of_the_training_are_refused():
+    with pytest.raises(UserError, match="are not those that the net was trained on"):
+        build_loaders(settings(), facts=DataFacts(["a", "b"], 3, 32, [0.5] * 3, [0.25] * 3))
 
 
 def break_nothing_there(root):
@@ -645,11 +651,11 @@ def test_a_bad_image_folder_is_one_sentence_and_nothing_is_deleted(tree, damage,
     after = {path: path.stat().st_size for path in sorted(tree.rglob("*")) if path.is_file()}
     caches = [path for path in after if ".bntt_cache" in path.parts]
     assert {path: size for path, size in after.items() if path not in caches} == before
-    assert all(files.read_cache(path, np.load(path).shape) for path in caches)  # whole ones only
+    assert all(cache.read_cache(path, np.load(path).shape) for path in caches)  # whole ones only
 
 
 def test_a_bad_image_met_by_a_worker_process_is_named(tree, monkeypatch):
-    monkeypatch.setattr(files, "CHUNK", 4)
+    monkeypatch.setattr(image_data, "CHUNK", 4)
     break_truncated(tree)
     with pytest.raises(UserError, match=r"train/dog/004.png"):
         build_loaders(folder(tree))
@@ -659,7 +665,7 @@ def test_an_interrupted_decode_leaves_no_cache(tree, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "decode", interrupt)
+    monkeypatch.setattr(image_data, "decode", interrupt)
     with pytest.raises(KeyboardInterrupt):
         build_loaders(folder(tree))
     assert not (tree / ".bntt_cache").exists()
@@ -671,4 +677,4 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path, name):
     Image.fromarray(pixels(32, 32, 3)).save(tmp_path / "cut.jpg")
     os.truncate(tmp_path / "cut.jpg", 900)
     with pytest.raises(UserError, match=name):
-        load_images([tmp_path / name], 32, 3, [0.5] * 3, [0.5] * 3)
+        load_images([tmp_path / name], DataFacts(["a"], 3, 32, [0.5] * 3, [0.5] * 3))

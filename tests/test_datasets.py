@@ -11,6 +11,9 @@ from test_tiny_imagenet import tree  # noqa: F401 (a fixture)
 
 import data
 import early_exit
+import event_data
+import image_data
+import nets
 import test
 import train
 from utill import UserError
@@ -91,11 +94,12 @@ def test_a_random_split_is_that_of_the_training_whatever_the_seed_of_the_test(ci
     flags = "--dataset dvs_cifar10 --arch dvs_cnn7 --img_size 8 --num_steps 2 --seed 3 --data_dir"
     assert call(train.main, SMALL, flags, cifar10, "--run_dir", tmp_path / "run").code == 0
     parse = [str(tmp_path / "run" / "best.pth.tar"), "--seed", "4"]
-    args = test.parse_args(parse)[0]
-    trained = data.dvs_cifar10(
+    args, checkpoint = test.parse_args(parse)
+    tested = data.build_loaders(args, train=False, **nets.known_data(checkpoint))
+    trained = event_data.dvs_cifar10(
         event_settings("dvs_cifar10", cifar10, "--seed", 3, "--img_size", 8, "--num_steps", 2), 1
     )
-    assert torch.equal(data.dvs_cifar10(args, False).test.images, trained.test.images)
+    assert torch.equal(tested.test.maker.split.images, trained.test.images)
 
 
 def test_another_split_than_that_of_the_training_is_refused(cifar10, tmp_path):  # noqa: F811
@@ -139,7 +143,7 @@ def test_an_encoding_that_does_not_suit_is_one_sentence(flags, message, mnist, n
 
 
 def load(root, train_too=True):
-    return data.mnist(train.parse_args(["--dataset", "smnist", "--data_dir", str(root)]), train_too)
+    return image_data.mnist(train.parse_args(["--dataset", "smnist", "--data_dir", str(root)]), train_too)
 
 
 def test_mnist_images_are_those_of_the_idx_files(mnist):
@@ -159,7 +163,7 @@ def test_smnist_pixels_enter_between_0_and_1(mnist):
         ["--dataset", "smnist", "--data_dir", str(mnist), "--batch_size", "4", "--num_workers", "0"]
     )
     images, _ = next(iter(data.build_loaders(args).test))
-    assert torch.equal(images, data.mnist(args, False).test.images[:8] / 255)
+    assert torch.equal(images, image_data.mnist(args, False).test.images[:8] / 255)
 
 
 def spoil_cut(raw):

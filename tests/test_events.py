@@ -1,4 +1,4 @@
-"""events.py: one claim per test. Recordings are written in the published formats; real N-MNIST where it is at hand."""
+"""event_data.py: one claim per test. Recordings are written in the published formats; real N-MNIST where at hand."""
 
 import errno
 import os
@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-import events
-import files
+import cache
+import event_data
 import train
 from data import DATASETS, build_loaders
-from events import Events, frames, list_cifar10_dvs, list_nmnist, read_aedat, read_nmnist
+from event_data import Events, frames, list_cifar10_dvs, list_nmnist, read_aedat, read_nmnist
 from utill import UserError
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "nmnist-small.tar.xz"
@@ -86,7 +86,7 @@ def nmnist(tmp_path):
 def cifar10(tmp_path):
     """CIFAR10-DVS with recordings 9 to 20 of each class; the one of number n has n events."""
     root = tmp_path / "dvs"
-    for name in events.CIFAR10:
+    for name in event_data.CIFAR10:
         for n in NUMBERS:
             written(root / name / f"cifar10_{name}_{n}.aedat", aedat_bytes(noise(n, 128, seed=n)))
     return root
@@ -94,7 +94,7 @@ def cifar10(tmp_path):
 
 def zipped(root):
     """The same as the published zips."""
-    for name in events.CIFAR10:
+    for name in event_data.CIFAR10:
         with zipfile.ZipFile(root / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             for path in (root / name).iterdir():
                 archive.write(path, f"{name}/{path.name}")
@@ -318,7 +318,7 @@ def test_the_real_nmnist_reads_as_spikingjelly_reads_it(real, jelly):
 def test_cifar10_dvs_is_42_pixels_wide_unless_asked_for_more(cifar10):
     raw = load("dvs_cifar10", cifar10, "--dvs_split", "first100")
     assert raw.train.images.shape == (110, 4, 2, 42, 42)
-    assert raw.classes == events.CIFAR10
+    assert raw.classes == event_data.CIFAR10
     assert np.array_equal(raw.test.images[0], frames(noise(9, 128, seed=9), 4, 128, 42))
     assert load("dvs_cifar10", cifar10, "--img_size", 128).test.images.shape[-2:] == (128, 128)
 
@@ -332,7 +332,7 @@ def test_first100_takes_the_lowest_numbers_for_testing(cifar10):
 
 def test_first100_is_100_of_1000(tmp_path, monkeypatch):
     numbers = list(range(1000))
-    monkeypatch.setattr(events, "list_class", lambda root, name: numbers)
+    monkeypatch.setattr(event_data, "list_class", lambda root, name: numbers)
     parts = list_cifar10_dvs(tmp_path, "first100", seed=0)
     assert [n for n, _ in parts["test"]] == numbers[:100] * 10
     assert [n for n, _ in parts["train"]] == numbers[100:] * 10
@@ -344,7 +344,7 @@ def test_the_random_split_depends_on_the_seed_alone_and_covers_every_class(cifar
     assert first["test"] != other["test"]
     assert {label for _, label in first["test"]} == set(range(10))
     assert len({path.stem.split("_")[-1] for path, _ in first["test"]}) > 1  # another draw in each class
-    everything = sorted((path, k) for k, name in enumerate(events.CIFAR10) for path in (cifar10 / name).iterdir())
+    everything = sorted((path, k) for k, name in enumerate(event_data.CIFAR10) for path in (cifar10 / name).iterdir())
     assert sorted(first["train"] + first["test"]) == everything
 
 
@@ -362,7 +362,7 @@ def test_the_published_zips_are_unpacked_on_first_use(cifar10):
     zipped(cifar10)
     assert list_cifar10_dvs(cifar10, "random", 0) == parts
     assert sorted(path.name for path in cifar10.iterdir()) == sorted(
-        [*events.CIFAR10, *(f"{name}.zip" for name in events.CIFAR10)]
+        [*event_data.CIFAR10, *(f"{name}.zip" for name in event_data.CIFAR10)]
     )
 
 
@@ -388,7 +388,7 @@ def swell(archive):
 
 @pytest.mark.parametrize("spoil", [cut, damage, lead_outside, swell])
 def test_a_bad_zip_is_one_sentence_and_leaves_nothing(cifar10, monkeypatch, spoil):
-    monkeypatch.setattr(events, "MOST_UNPACKED", 1 << 20)
+    monkeypatch.setattr(event_data, "MOST_UNPACKED", 1 << 20)
     spoil(zipped(cifar10) / "airplane.zip")
     before = sorted(cifar10.parent.rglob("*"))
     with pytest.raises(UserError, match="airplane.zip") as caught:
@@ -421,7 +421,7 @@ def test_a_recording_without_a_number_is_named(cifar10):
 
 def test_the_second_time_no_recording_is_read(nmnist, monkeypatch):
     first = load("nmnist", nmnist)
-    monkeypatch.setattr(files, "write_cache", None)
+    monkeypatch.setattr(cache, "write_cache", None)
     second = load("nmnist", nmnist)
     assert torch.equal(first.train.images, second.train.images)
 
@@ -430,7 +430,7 @@ def test_several_processes_give_the_same_frames(nmnist, monkeypatch):
     alone = load("nmnist", nmnist).train.images.clone()
     for path in caches(nmnist):
         path.unlink()
-    monkeypatch.setattr(events, "CHUNK", 7)
+    monkeypatch.setattr(event_data, "CHUNK", 7)
     assert torch.equal(load("nmnist", nmnist).train.images, alone)
 
 
@@ -461,14 +461,14 @@ def test_other_settings_are_another_cache(nmnist):
 def test_a_cache_of_an_older_version_is_made_anew(nmnist, monkeypatch):
     load("nmnist", nmnist)
     before = caches(nmnist)
-    monkeypatch.setattr(events, "VERSION", events.VERSION + 1)
+    monkeypatch.setattr(event_data, "VERSION", event_data.VERSION + 1)
     load("nmnist", nmnist)
     assert not set(caches(nmnist)) & set(before)
 
 
 @pytest.mark.parametrize("chunk", [100, 3])
 def test_a_bad_recording_leaves_no_cache(nmnist, monkeypatch, chunk):
-    monkeypatch.setattr(events, "CHUNK", chunk)  # 3: in a worker process
+    monkeypatch.setattr(event_data, "CHUNK", chunk)  # 3: in a worker process
     os.truncate(nmnist / "Test" / "7" / "00007.bin", 99)
     with pytest.raises(UserError, match="00007.bin is cut short"):
         load("nmnist", nmnist, train_too=False)

@@ -18,7 +18,7 @@ import torch
 from conftest import ROOT, TINY, call, spawn, words
 
 import data
-import runfiles
+import runs
 import train
 import utill
 
@@ -51,7 +51,7 @@ def resume(run_dir, *flags):
 
 def saved(run_dir):
     """(epochs, steps) of last.pth.tar, which must load."""
-    checkpoint = runfiles.load_checkpoint(run_dir / "last.pth.tar")
+    checkpoint = runs.load_checkpoint(run_dir / "last.pth.tar")
     return checkpoint["global_step"], checkpoint["progress"]["step"]
 
 
@@ -123,7 +123,7 @@ def test_a_run_stopped_within_an_epoch_and_resumed_ends_as_if_it_had_not_been(un
 
 def test_a_resumed_run_may_have_another_number_of_workers(unbroken, half):
     assert resume(half, FC3, "--num_workers", 2).code == 0
-    a, b = (runfiles.load_checkpoint(folder / "last.pth.tar") for folder in (half, unbroken()))
+    a, b = (runs.load_checkpoint(folder / "last.pth.tar") for folder in (half, unbroken()))
     assert difference(a["state_dict"], b["state_dict"], "") is None
     assert difference(a["optimizer"], b["optimizer"], "") is None
 
@@ -131,14 +131,14 @@ def test_a_resumed_run_may_have_another_number_of_workers(unbroken, half):
 @pytest.mark.parametrize("write", range(1, 16))
 def test_a_run_killed_before_any_of_its_writes_ends_as_if_it_had_not_been(unbroken, tmp_path, write):
     """They are config, environment, then of each epoch a save within it, log, last, best, and the result."""
-    with at(runfiles, "write_atomically", write, die), pytest.raises(Killed):
+    with at(runs, "write_atomically", write, die), pytest.raises(Killed):
         go(tmp_path / "run")
     assert resume(tmp_path / "run").code == 0
     assert_same(tmp_path / "run", unbroken())
 
 
 def test_that_is_every_write_of_a_run(unbroken, tmp_path):
-    with at(runfiles, "write_atomically", 16, die):
+    with at(runs, "write_atomically", 16, die):
         assert go(tmp_path / "run").code == 0
 
 
@@ -152,7 +152,7 @@ def test_a_run_killed_before_an_evaluation_ends_as_if_it_had_not_been(unbroken, 
 
 
 def test_the_curves_of_an_epoch_whose_save_failed_are_written_once(tmp_path, unbroken):
-    with at(runfiles, "save_checkpoint", 2, die), pytest.raises(Killed):  # that of the first epoch's end
+    with at(runs, "save_checkpoint", 2, die), pytest.raises(Killed):  # that of the first epoch's end
         go(tmp_path)
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
     resume(tmp_path)
@@ -161,12 +161,12 @@ def test_the_curves_of_an_epoch_whose_save_failed_are_written_once(tmp_path, unb
 
 
 def test_the_best_checkpoint_is_that_of_the_best_epoch_though_killed_before_it_was_written(tmp_path):
-    with at(runfiles, "save_checkpoint", 3, die), pytest.raises(Killed):
+    with at(runs, "save_checkpoint", 3, die), pytest.raises(Killed):
         go(tmp_path)
     assert not (tmp_path / "best.pth.tar").exists()
     with at(train, "train_step", 1, die), pytest.raises(Killed):
         resume(tmp_path)
-    assert runfiles.load_checkpoint(tmp_path / "best.pth.tar")["global_step"] == 1
+    assert runs.load_checkpoint(tmp_path / "best.pth.tar")["global_step"] == 1
 
 
 def test_the_same_seed_gives_the_same_log_twice(unbroken, tmp_path):
@@ -327,7 +327,7 @@ def test_a_finished_run_resumed_says_its_result_again(tmp_path):
 
 
 def test_a_run_from_before_a_flag_was_new_is_resumed_with_its_default(half):
-    checkpoint = runfiles.load_checkpoint(half / "last.pth.tar")
+    checkpoint = runs.load_checkpoint(half / "last.pth.tar")
     del checkpoint["config"]["logit_scale"]
     torch.save(checkpoint, half / "last.pth.tar")
     assert resume(half).code == 0
@@ -381,7 +381,7 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path):
 def test_a_half_written_file_of_a_killed_run_is_removed(half):
     (half / ".last.pth.tar.abc123").write_bytes(b"half")
     resume(half)
-    assert {path.name for path in half.iterdir()} == {*runfiles.RUN_FILES, "tensorboard"}
+    assert {path.name for path in half.iterdir()} == {*runs.RUN_FILES, "tensorboard"}
 
 
 def test_the_environment_says_when_a_run_was_resumed(half):
@@ -452,7 +452,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence_and_the_run_can_be_resumed(un
 
 
 def test_a_disk_that_takes_no_curves_is_one_sentence(half):
-    with at(runfiles, "RecordWriter", 3, fail):
+    with at(runs, "RecordWriter", 3, fail):
         outcome = resume(half)
     assert (outcome.code, len(outcome.err)) == (2, 1)
     assert "tensorboard/events.out.tfevents." in outcome.err[0]

@@ -18,7 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import data
 import early_exit
-import runfiles
+import image_data
+import nets
+import runs
 import test as test_script
 import train
 import utill
@@ -37,7 +39,7 @@ def read_log(run_dir):
 
 
 def weights(path):
-    return runfiles.load_checkpoint(path)["state_dict"]
+    return runs.load_checkpoint(path)["state_dict"]
 
 
 def same_weights(a, b):
@@ -58,7 +60,7 @@ def test_training_learns(trained):
 
 
 def test_a_run_leaves_the_promised_files_and_no_other(trained):
-    promised = {*runfiles.RUN_FILES, "tensorboard"}
+    promised = {*runs.RUN_FILES, "tensorboard"}
     assert {path.name for path in trained.dir.iterdir()} - {"early_exit.png", "early_exit.json"} == promised
 
 
@@ -291,9 +293,9 @@ def test_a_checkpoint_is_tested_with_the_statistics_it_was_trained_with(trained)
 def test_the_deviation_over_draws_is_that_of_the_sample(trained, monkeypatch):
     evaluate, seeds = utill.evaluate, []
 
-    def evaluate_as_told(net, loader, device, seed, *args):
+    def evaluate_as_told(net, loader, device, loss, seed, *args):
         seeds.append(seed)
-        return evaluate(net, loader, device, seed, *args)._replace(correct=[0, 0, [50, 60, 64][len(seeds) - 1]])
+        return evaluate(net, loader, device, loss, seed, *args)._replace(correct=[0, 0, [50, 60, 64][len(seeds) - 1]])
 
     monkeypatch.setattr(utill, "evaluate", evaluate_as_told)
     result = call(test_script.main, trained.checkpoint, "--limit_test 100 --repeats 3 --seed 7").result
@@ -343,22 +345,23 @@ def test_pictures_of_ones_own_are_classified_without_the_data_set(tmp_path, monk
 
 @torch.no_grad()
 def test_pictures_of_the_test_set_are_classified_as_its_images(trained, tmp_path):
-    raw = data.digits(None, train_too=False).test
+    raw = image_data.digits(None, train_too=False).test
     paths = [tmp_path / f"{k}.png" for k in range(32)]
     for path, image in zip(paths, raw.images, strict=False):
         Image.fromarray(image[0].numpy()).save(path)
     answers = call(test_script.main, trained.checkpoint, "--image", *paths).result["images"]
 
     args, checkpoint = test_script.parse_args([str(trained.checkpoint)])
-    images, _ = next(iter(data.build_loaders(args, train=False).test))  # the first 32
-    net = runfiles.load_net(args, checkpoint, 8, 10, 1, torch.device("cpu")).eval()
+    loaders = data.build_loaders(args, train=False, **nets.known_data(checkpoint))
+    images, _ = next(iter(loaders.test))  # the first 32
+    net = nets.load_net(args, checkpoint, loaders.facts, torch.device("cpu")).eval()
     utill.seed_stream(0, 1)
     assert [int(answer["class"]) for answer in answers] == net(images).argmax(1).tolist()
 
 
 def test_logit_scale_sharpens_the_probabilities_of_pictures(trained, tmp_path):
     picture = tmp_path / "picture.png"
-    Image.fromarray(data.digits(None, train_too=False).test.images[0, 0].numpy()).save(picture)
+    Image.fromarray(image_data.digits(None, train_too=False).test.images[0, 0].numpy()).save(picture)
     plain, sharp = (
         call(test_script.main, trained.checkpoint, "--logit_scale", scale, "--image", picture).result["images"][0]
         for scale in (1, 30)
@@ -401,7 +404,7 @@ def test_an_authors_checkpoint_is_refused_without_flags(authors_checkpoint):
 
 def test_an_authors_checkpoint_of_the_first_upload_is_refused_with_its_reason(authors_checkpoint):
     path, _ = authors_checkpoint
-    checkpoint = runfiles.load_checkpoint(path)
+    checkpoint = runs.load_checkpoint(path)
     checkpoint["state_dict"] |= {f"bntt_fc.{t}.bias": torch.zeros(1024) for t in range(3)}
     torch.save(checkpoint, path)
     outcome = call(test_script.main, path, "--arch vgg9 --dataset synthetic --leak_mem 0.8 --img_size 8")

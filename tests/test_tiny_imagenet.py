@@ -1,4 +1,4 @@
-"""tiny_imagenet of data.py: one claim per test, on a tree in the published layout and on a slice of the real one."""
+"""tiny_imagenet of image_data.py: one claim per test, on a tree in the published layout and a slice of the real one."""
 
 import errno
 import hashlib
@@ -14,8 +14,9 @@ from conftest import TINY, call
 from PIL import Image
 from test_data import pixels, settings
 
+import cache
 import data
-import files
+import image_data
 import train
 from data import build_loaders
 
@@ -74,9 +75,9 @@ def archive(tree, tmp_path, monkeypatch):
 
 
 def publish(path, monkeypatch):
-    monkeypatch.setattr(data, "TINY_IMAGENET_URL", path.as_uri())
-    monkeypatch.setattr(data, "TINY_IMAGENET_SIZE", path.stat().st_size)
-    monkeypatch.setattr(data, "TINY_IMAGENET_MD5", hashlib.md5(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(image_data, "TINY_IMAGENET_URL", path.as_uri())
+    monkeypatch.setattr(image_data, "TINY_IMAGENET_SIZE", path.stat().st_size)
+    monkeypatch.setattr(image_data, "TINY_IMAGENET_MD5", hashlib.md5(path.read_bytes()).hexdigest())
 
 
 # ---- What is read ----------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ def test_test_images_are_the_val_part_with_the_class_of_its_annotations(tree):
 
 
 def test_classes_are_called_by_their_first_word_and_no_two_alike(tree):
-    assert build_loaders(tiny(tree)).classes == ["Egyptian cat", "crane (n01)", "crane (n02)", "n04"]
+    assert build_loaders(tiny(tree)).facts.classes == ["Egyptian cat", "crane (n01)", "crane (n02)", "n04"]
 
 
 def test_grey_images_become_rgb(tree):
@@ -108,7 +109,7 @@ def test_grey_images_become_rgb(tree):
 
 def test_images_are_normalised_by_the_whole_sets_numbers(tree):
     loaders = build_loaders(tiny(tree))
-    assert (loaders.mean, loaders.std) == tuple(map(list, data.TINY_IMAGENET_STATS))
+    assert (loaders.facts.mean, loaders.facts.std) == tuple(map(list, image_data.TINY_IMAGENET_STATS))
 
 
 def test_testing_needs_no_training_images(tree):
@@ -122,7 +123,7 @@ def test_img_size_resizes(tree):
 
 def test_the_second_time_nothing_is_decoded(tree, monkeypatch):
     first = seen(build_loaders(tiny(tree)).test.maker.split)
-    monkeypatch.setattr(files, "write_cache", None)
+    monkeypatch.setattr(cache, "write_cache", None)
     assert np.array_equal(seen(build_loaders(tiny(tree)).test.maker.split), first)
 
 
@@ -152,7 +153,7 @@ def test_a_slice_of_the_real_images_reads_the_same_way(tmp_path):
     loaders = build_loaders(tiny(root))
     split, test = loaders.train.maker.split, loaders.test.maker.split
     wnids = (root / "wnids.txt").read_text().split()
-    assert (len(loaders.classes), loaders.classes[0], loaders.img_size) == (20, "Egyptian cat", 64)
+    assert (len(loaders.facts.classes), loaders.facts.classes[0], loaders.facts.img_size) == (20, "Egyptian cat", 64)
     paths = [sorted((root / "train" / wnid / "images").iterdir()) for wnid in wnids]
     assert split.labels.tolist() == [k for k in range(20) for _ in paths[k]]
     assert np.array_equal(seen(split), as_pillow(path for part in paths for path in part))
@@ -160,8 +161,8 @@ def test_a_slice_of_the_real_images_reads_the_same_way(tmp_path):
     assert test.labels.tolist() == [wnids.index(wnid) for _, wnid, *_ in notes]
     assert np.array_equal(seen(test)[-1], as_pillow([root / "val" / "images" / notes[-1][0]])[0])
     values = seen(split) / 255
-    assert np.abs(values.mean((0, 1, 2)) - loaders.mean).max() < 0.02
-    assert np.abs(values.std((0, 1, 2)) - loaders.std).max() < 0.005
+    assert np.abs(values.mean((0, 1, 2)) - loaders.facts.mean).max() < 0.02
+    assert np.abs(values.std((0, 1, 2)) - loaders.facts.std).max() < 0.005
 
 
 # ---- Bad input -------------------------------------------------------------------------------------
@@ -222,12 +223,12 @@ def test_images_of_two_sizes_ask_for_img_size(tree):
 
 
 def test_no_internet_says_what_to_put_where(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "TINY_IMAGENET_URL", "http://nowhere.invalid/tiny-imagenet-200.zip")
+    monkeypatch.setattr(image_data, "TINY_IMAGENET_URL", "http://nowhere.invalid/tiny-imagenet-200.zip")
     refused(tmp_path / "new", f"put tiny-imagenet-200.zip into {tmp_path / 'new'}")
 
 
 def test_a_download_with_another_md5_is_refused(archive, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "TINY_IMAGENET_MD5", "0" * 32)
+    monkeypatch.setattr(image_data, "TINY_IMAGENET_MD5", "0" * 32)
     refused(tmp_path / "new", "md5 sum differs")
 
 

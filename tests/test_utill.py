@@ -20,11 +20,12 @@ import torch.nn as nn
 import data
 import early_exit
 import fused
-import runfiles
+import nets
+import runs
 import test as test_script
 import utill
 from model import SpikingVGG
-from utill import UserError, learning_rate
+from utill import DataFacts, UserError, learning_rate
 
 
 def small_net(norm="bntt", steps=3, dtype=torch.float32):
@@ -208,7 +209,7 @@ def test_operations_are_dense_multiply_adds_times_the_rate_of_the_input():
 
 def test_evaluation_sees_every_image_once():
     loader = digit_loader(batch_size=8, limit_test=50)  # 16, 16, 16, 2
-    evaluation = utill.evaluate(small_net(), loader, torch.device("cpu"))
+    evaluation = utill.evaluate(small_net(), loader, torch.device("cpu"), utill.CrossEntropy())
     expected = torch.bincount(torch.cat([labels for _, labels in loader]), minlength=10)
     assert evaluation.count == 50
     assert evaluation.class_count == expected.tolist()
@@ -218,13 +219,13 @@ def test_evaluation_that_misses_images_is_an_error():
     loader = digit_loader()
     loader.num_images += 1
     with pytest.raises(RuntimeError, match="evaluated 50 of 51 images"):
-        utill.evaluate(small_net(), loader, torch.device("cpu"))
+        utill.evaluate(small_net(), loader, torch.device("cpu"), utill.CrossEntropy())
 
 
 @torch.no_grad()
 def test_evaluation_counts_right_answers_of_every_exit_step():
     net, loader = small_net(), digit_loader(batch_size=8)
-    evaluation = utill.evaluate(net, loader, torch.device("cpu"), seed=3)
+    evaluation = utill.evaluate(net, loader, torch.device("cpu"), utill.CrossEntropy(), seed=3)
     utill.seed_stream(3, 1)
     voltages, labels = zip(*((net.voltages(images), labels) for images, labels in loader), strict=True)
     voltages, labels = torch.cat(voltages, 1), torch.cat(labels)
@@ -243,15 +244,14 @@ def test_evaluation_measures_the_loss_that_training_lowers():
         utill.seed_stream(3, 1)
         images, labels = next(iter(loader))
         expected = nn.functional.cross_entropy(10 * net(images), labels).item()
-    evaluation = utill.evaluate(net, loader, torch.device("cpu"), seed=3, logit_scale=10)
+    evaluation = utill.evaluate(net, loader, torch.device("cpu"), utill.CrossEntropy(10), seed=3)
     assert evaluation.loss == pytest.approx(expected)
 
 
 def test_evaluation_of_fewer_steps_is_the_beginning_of_the_whole():
     # one batch, so that both draw the same spikes
-    whole, part = (
-        utill.evaluate(small_net(), digit_loader(batch_size=25), torch.device("cpu"), steps=s) for s in (3, 2)
-    )
+    what = small_net(), digit_loader(batch_size=25), torch.device("cpu"), utill.CrossEntropy()
+    whole, part = (utill.evaluate(*what, steps=s) for s in (3, 2))
     assert part.correct == whole.correct[:2]
 
 
@@ -282,15 +282,15 @@ def test_mixed_precision_picked_for_the_cpu_is_one_that_it_has():
 def test_the_fused_engine_where_it_cannot_run_is_an_error_and_auto_says_why(monkeypatch):
     monkeypatch.setattr(fused.engine, "why_not", lambda net: "no compiler")
     with pytest.raises(UserError, match="--engine fused: no compiler"):
-        utill.use_engine(small_net(), Namespace(engine="fused", save_memory=None))
+        nets.use_engine(small_net(), "fused", save_memory=None)
     with pytest.raises(UserError, match="--save_memory belongs to the fused engine.*no compiler"):
-        utill.use_engine(small_net(), Namespace(engine="auto", save_memory=2))
-    assert utill.use_engine(small_net(), Namespace(engine="auto", save_memory=None)) == ("plain", "no compiler")
+        nets.use_engine(small_net(), "auto", save_memory=2)
+    assert nets.use_engine(small_net(), "auto", save_memory=None) == ("plain", "no compiler")
 
 
 def test_the_plain_engine_does_not_save_memory():
     with pytest.raises(UserError, match="--save_memory belongs to the fused engine"):
-        utill.use_engine(small_net(), Namespace(engine="plain", save_memory=2))
+        nets.use_engine(small_net(), "plain", save_memory=2)
 
 
 # ---- Files ---------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path, 
         raise error
 
     with pytest.raises(KeyError if isinstance(error, KeyError) else UserError):
-        runfiles.write_atomically(path, write)
+        runs.write_atomically(path, write)
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("last.pth.tar", b"old")]
 
 
@@ -315,14 +315,14 @@ def test_a_write_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.fstat(fd).st_size), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda *names: (events.append("rename"), replace(*names)))
-    runfiles.write_text(path, "new")
+    runs.write_text(path, "new")
     assert events == [3, "rename"]
     assert path.read_text() == "new"
 
 
 def test_a_folder_that_is_not_there_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="cannot write .*No such file or directory"):
-        runfiles.write_text(tmp_path / "missing" / "file", "text")
+        runs.write_text(tmp_path / "missing" / "file", "text")
 
 
 def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
@@ -331,8 +331,8 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
         "global_step": 7, "state_dict": net.state_dict(), "accuracy": None, "config": {"lr": 0.3, "amp": "off"},
         "data": {"classes": ["a", "b"], "in_channels": 1, "img_size": 8, "mean": [0.5], "std": [0.25]},
     }  # fmt: skip
-    runfiles.save_checkpoint(tmp_path / "x.pth.tar", saved)
-    loaded = runfiles.load_checkpoint(tmp_path / "x.pth.tar")
+    runs.save_checkpoint(tmp_path / "x.pth.tar", saved)
+    loaded = runs.load_checkpoint(tmp_path / "x.pth.tar")
     tensors = loaded.pop("state_dict")
     assert loaded == {k: v for k, v in saved.items() if k != "state_dict"}
     assert tensors.keys() == net.state_dict().keys()
@@ -355,7 +355,7 @@ def test_an_authors_checkpoint_may_hold_a_numpy_scalar_of_any_numpy(tmp_path, mo
     path = tmp_path / "cifar10_bestmodel.pth.tar"
     torch.save({"global_step": 9, "state_dict": small_net().state_dict(), "accuracy": kind(0.5)}, path)
     rename_in_zip(path, kind(0).__reduce__()[0].__module__.encode(), module)
-    assert runfiles.load_checkpoint(path)["accuracy"] == 0.5
+    assert runs.load_checkpoint(path)["accuracy"] == 0.5
 
 
 class Code:
@@ -370,7 +370,7 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     make({"state_dict": Code()}, tmp_path / "evil.pth.tar")
     with pytest.raises(UserError, match=r"evil.pth.tar (was refused: it holds more than|is not a)"):
-        runfiles.load_checkpoint(tmp_path / "evil.pth.tar")
+        runs.load_checkpoint(tmp_path / "evil.pth.tar")
     assert not Path("it-ran").exists()
 
 
@@ -394,13 +394,13 @@ def test_a_file_that_is_no_whole_checkpoint_is_a_user_error(tmp_path, content):
     path = tmp_path / "x.pth.tar"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"x.pth.tar is not a"):
-        runfiles.load_checkpoint(path)
+        runs.load_checkpoint(path)
 
 
 def test_a_checkpoint_that_cannot_be_opened_is_a_user_error(tmp_path):
     for path in (tmp_path / "missing", tmp_path):
         with pytest.raises(UserError, match="cannot read the checkpoint"):
-            runfiles.load_checkpoint(path)
+            runs.load_checkpoint(path)
 
 
 def test_a_run_folder_that_holds_a_run_is_refused(tmp_path):
@@ -409,31 +409,31 @@ def test_a_run_folder_that_holds_a_run_is_refused(tmp_path):
         path.parent.mkdir(parents=True)
         path.write_text("old")
         with pytest.raises(UserError, match="already holds a run"):
-            runfiles.run_folder(tmp_path / name.replace("/", "-"), overwrite=False).__enter__()
+            runs.run_folder(tmp_path / name.replace("/", "-"), overwrite=False).__enter__()
         assert path.read_text() == "old"
 
 
 def test_overwriting_removes_the_old_run_and_nothing_else(tmp_path):
     theirs = ["notes.txt", "tensorboard/mine.txt", "sub/config.yaml"]
-    for name in [*runfiles.RUN_FILES, "tensorboard/events.out.tfevents.1.host.2.0", *theirs]:
+    for name in [*runs.RUN_FILES, "tensorboard/events.out.tfevents.1.host.2.0", *theirs]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("old")
-    with runfiles.run_folder(tmp_path, overwrite=True):
+    with runs.run_folder(tmp_path, overwrite=True):
         pass
     assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == set(theirs)
 
 
 def test_a_run_folder_with_other_files_is_taken(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with runfiles.run_folder(tmp_path) as made:
+    with runs.run_folder(tmp_path) as made:
         assert made == (tmp_path, None)
 
 
 def test_a_run_folder_is_one_process_only(tmp_path):
-    take = f"import runfiles\nwith runfiles.run_folder({str(tmp_path)!r}, resume=True): print('taken')"
+    take = f"import runs\nwith runs.run_folder({str(tmp_path)!r}, resume=True): print('taken')"
     command = [sys.executable, "-c", take]
-    options = dict(cwd=Path(runfiles.__file__).parent, capture_output=True, text=True)
-    with runfiles.run_folder(tmp_path, resume=True):
+    options = dict(cwd=Path(runs.__file__).parent, capture_output=True, text=True)
+    with runs.run_folder(tmp_path, resume=True):
         refused = subprocess.run(command, **options)
     taken = subprocess.run(command, **options)
     assert "is in use by another training run" in refused.stderr
@@ -443,7 +443,7 @@ def test_a_run_folder_is_one_process_only(tmp_path):
 
 def test_the_environment_names_what_a_number_depends_on(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/train.py"])
-    facts = json.loads(json.dumps(runfiles.environment(torch.device("cpu"), ["--run_dir", "a b"], engine="plain")))
+    facts = json.loads(json.dumps(runs.environment(torch.device("cpu"), ["--run_dir", "a b"], engine="plain")))
     assert facts["command"] == "train.py --run_dir 'a b'"
     assert facts["torch"] == torch.__version__
     assert facts["engine"] == "plain"
@@ -452,10 +452,10 @@ def test_the_environment_names_what_a_number_depends_on(monkeypatch):
 
 def test_the_environment_does_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert runfiles.environment(torch.device("cpu"), [])["git"] is None
+    assert runs.environment(torch.device("cpu"), [])["git"] is None
 
 
-# ---- Checkpoints that nobody vouches for ---------------------------------------------------------
+# ---- Checkpoints from strangers ---------------------------------------------------------
 
 
 def ours(**changes):
@@ -484,7 +484,7 @@ def load(tmp_path, checkpoint, **options):
 def test_a_whole_checkpoint_loads_in_either_format_of_torch_whatever_else_it_holds(tmp_path, as_zip):
     args, checkpoint = load(tmp_path, ours(optimizer={"state": {}}), _use_new_zipfile_serialization=as_zip)
     assert checkpoint["progress"] == {"step": 1}
-    runfiles.load_net(args, checkpoint, 2, 10, 1, torch.device("cpu"))
+    nets.load_net(args, checkpoint, DataFacts(**checkpoint["data"]), torch.device("cpu"))
 
 
 W, V = torch.zeros(256, 1), torch.ones(256)
@@ -540,7 +540,7 @@ def test_event_data_has_two_channels_and_their_mean_and_std(tmp_path):
     known = dict(classes=[str(k) for k in range(10)], in_channels=2, img_size=4, mean=[0.0] * 2, std=[1.0] * 2)
     config = dict(arch="dvs_cnn7", num_steps=2, encoding="frames", dataset="nmnist", img_size=None)
     events = ours(state_dict=net.state_dict(), data=known, config=ours()["config"] | config)
-    assert load(tmp_path, events)[0].mean == [0, 0]
+    assert nets.known_data(load(tmp_path, events)[1])["facts"].mean == [0, 0]
     with pytest.raises(UserError, match="its data is missing or wrong"):
         load(tmp_path, events | {"data": known | {"mean": [0.0]}})
 
@@ -570,7 +570,7 @@ class Attributes:
 
 def test_a_state_dict_whose_methods_were_replaced_is_read_as_the_plain_dict_it_is(tmp_path):
     torch.save({"state_dict": Attributes()}, tmp_path / "x.tar")
-    state = runfiles.load_checkpoint(tmp_path / "x.tar")["state_dict"]
+    state = runs.load_checkpoint(tmp_path / "x.tar")["state_dict"]
     assert type(state) is dict
     assert torch.equal(state["fc1.weight"], W)
 
@@ -585,7 +585,7 @@ def test_a_compressed_checkpoint_is_refused_before_it_unfolds(tmp_path):
             archive.writestr(name, content)
     assert path.stat().st_size < 1e6
     with mock.patch("torch.load") as loading, pytest.raises(UserError, match="is not a whole checkpoint"):
-        runfiles.load_checkpoint(path)
+        runs.load_checkpoint(path)
     loading.assert_not_called()
 
 
@@ -596,7 +596,7 @@ def test_numbers_that_are_not_in_the_older_format_are_not_waited_for(tmp_path):
     assert b"K\x05" in content
     path.write_bytes(content.replace(b"K\x05", b"J\xff\xff\xff\x7f"))  # 8 GB
     with pytest.raises(UserError, match="is not a whole checkpoint"):
-        runfiles.load_checkpoint(path)
+        runs.load_checkpoint(path)
 
 
 @pytest.mark.parametrize(

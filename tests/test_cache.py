@@ -1,4 +1,4 @@
-"""files.py: one claim per test. Downloads come from a server of this process."""
+"""cache.py: one claim per test. Downloads come from a server of this process."""
 
 import errno
 import hashlib
@@ -12,7 +12,7 @@ from threading import Thread
 import numpy as np
 import pytest
 
-import files
+import cache
 from utill import UserError
 
 
@@ -58,7 +58,7 @@ WHOLE = np.arange(12).reshape(6, 2)
 
 
 def cached(root, job=ramp, pieces=PIECES, facts="facts", name="events", summary=None):
-    return files.cached_array(root, name, facts, (6, 2), job, pieces, "reading", summary)
+    return cache.cached_array(root, name, facts, (6, 2), job, pieces, "reading", summary)
 
 
 def only_cache(root):
@@ -97,7 +97,7 @@ def test_caches_of_other_names_stay(tmp_path):
 
 def test_another_version_is_another_cache(tmp_path, monkeypatch):
     cached(tmp_path)
-    monkeypatch.setattr(files, "CACHE_VERSION", files.CACHE_VERSION + 1)
+    monkeypatch.setattr(cache, "CACHE_VERSION", cache.CACHE_VERSION + 1)
     with pytest.raises(UserError, match="sample 7"):
         cached(tmp_path, job=broken)
 
@@ -139,7 +139,7 @@ def test_file_facts_follow_name_size_and_time(tmp_path):
     path.parent.mkdir()
     path.write_bytes(b"12345")
     os.utime(path, ns=(0, 7))
-    assert files.file_facts(tmp_path, [path, path]) == "\n".join([f"{Path('a/b.bin')} 5 7"] * 2)
+    assert cache.file_facts(tmp_path, [path, path]) == "\n".join([f"{Path('a/b.bin')} 5 7"] * 2)
 
 
 # ---- Downloads -----------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def server(monkeypatch):
 
 
 def fetch(url, folder):
-    files.download(url, folder / "set.zip", len(CONTENT), MD5)
+    cache.download(url, folder / "set.zip", len(CONTENT), MD5)
 
 
 def test_a_download_brings_the_file(server, tmp_path):
@@ -252,7 +252,7 @@ GOOD = {"set/a.txt": "a", "set/deep/b.txt": "bb", "other.txt": "c"}
 
 @pytest.mark.parametrize(("top", "first"), [("", "other.txt"), ("set", "a.txt")])
 def test_an_archive_is_unpacked_whole_or_one_folder_of_it(tmp_path, top, first):
-    files.extract_zip(make_zip(tmp_path / "x.zip", GOOD), tmp_path / "out", most_bytes=4, top=top)
+    cache.extract_zip(make_zip(tmp_path / "x.zip", GOOD), tmp_path / "out", most_bytes=4, top=top)
     assert everything(tmp_path / "out")[0] == first
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "x.zip"]
 
@@ -275,11 +275,11 @@ def test_an_archive_is_unpacked_whole_or_one_folder_of_it(tmp_path, top, first):
     ],
 )
 def test_an_archive_that_is_not_safe_is_refused(tmp_path, monkeypatch, members, message):
-    monkeypatch.setattr(files, "MOST_MEMBERS", 5)
+    monkeypatch.setattr(cache, "MOST_MEMBERS", 5)
     (tmp_path / "in").mkdir()
     path = make_zip(tmp_path / "in" / "x.zip", members)
     with pytest.raises(UserError, match=message) as caught:
-        files.extract_zip(path, tmp_path / "in" / "out", most_bytes=1000, top="set")
+        cache.extract_zip(path, tmp_path / "in" / "out", most_bytes=1000, top="set")
     assert "\n" not in str(caught.value)
     assert everything(tmp_path) == ["in", "in/x.zip"]
 
@@ -295,7 +295,7 @@ def test_a_damaged_archive_is_one_sentence(tmp_path, damage):
         content = path.read_bytes().replace((100_000).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
     path.write_bytes({"cut": content[:-100], "empty": b""}.get(damage, content))
     with pytest.raises(UserError, match="not a whole zip archive .*: remove it"):
-        files.extract_zip(path, tmp_path / "out", most_bytes=10_000)
+        cache.extract_zip(path, tmp_path / "out", most_bytes=10_000)
     assert everything(tmp_path) == ["x.zip"]
 
 
@@ -306,12 +306,12 @@ def test_an_encrypted_archive_is_one_sentence(tmp_path):
     content[content.index(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match="not a whole zip"):
-        files.extract_zip(path, tmp_path / "out", most_bytes=10)
+        cache.extract_zip(path, tmp_path / "out", most_bytes=10)
 
 
 def test_a_disk_full_while_unpacking_leaves_nothing(tmp_path, monkeypatch):
     path = make_zip(tmp_path / "x.zip", GOOD)
     monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(UserError, match="cannot unpack .*No space left"):
-        files.extract_zip(path, tmp_path / "out", most_bytes=10)
+        cache.extract_zip(path, tmp_path / "out", most_bytes=10)
     assert everything(tmp_path) == ["x.zip"]

@@ -1,4 +1,4 @@
-"""The files of a run: checkpoints, which nobody need vouch for, and all else in its folder.
+"""A run: its checkpoints, which may come from strangers, its folder and all in it, how it stops and goes on.
 
 Files are written aside and renamed: a kill at any moment leaves the old one or the new one.
 """
@@ -11,13 +11,14 @@ import os
 import pickle
 import platform
 import shlex
+import signal
 import socket
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-import unicodedata
 import warnings
 import zipfile
 from pathlib import Path
@@ -33,10 +34,12 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
-from model import SpikingVGG
-from utill import UserError, reason_of, use_engine
+import utill
+from utill import DataFacts, Stopped, UserError, is_name, reason_of
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # of weights in a checkpoint
+# Flags that a resumed run may change: they do not change what is learnt.
+RESUMABLE = ("num_workers", "data_dir", "save_every", "train_display_freq")
 RUN_FILES = ("config.yaml", "environment.json", "log.jsonl", "last.pth.tar", "best.pth.tar", "result.json")
 
 
@@ -192,7 +195,7 @@ def _is_data(value):
     kinds = {"classes": str, "mean": float, "std": float}
     return (
         type(value) is dict
-        and value.keys() == {*kinds, "in_channels", "img_size"}
+        and value.keys() == {*DataFacts._fields}
         and all(type(value[k]) is list and all(type(x) is kinds[k] for x in value[k]) for k in kinds)
         and all(type(value[k]) is int and value[k] >= 1 for k in ("in_channels", "img_size"))
         and len(value["mean"]) == len(value["std"]) == value["in_channels"]
@@ -201,53 +204,6 @@ def _is_data(value):
         and len(value["classes"]) > 0
         and all(is_name(x) for x in value["classes"])
     )
-
-
-def is_name(text):
-    """Whether a class may be called so: not too long, nothing that would drive a terminal, and encodable."""
-    return len(text) <= 255 and not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
-
-
-def build_net(args, img_size, num_cls, in_channels):
-    """The `SpikingVGG` that the flags ask for; UserError where they make no net."""
-    try:
-        return SpikingVGG(
-            args.arch, args.num_steps, args.leak_mem, img_size, num_cls, in_channels=in_channels,
-            threshold=args.threshold, norm=args.norm, spike_order=args.spike_order, encoding=args.encoding,
-        )  # fmt: skip
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-def check_weights(args, checkpoint, img_size, num_cls, in_channels):
-    """UserError unless the checkpoint's weights are those of the net asked for. Allocates no weights."""
-    state, another = checkpoint["state_dict"], f"{args.checkpoint} holds another net than {args.arch} as asked for"
-    steps = {name.split(".")[1] for name in state if name.startswith("bntt") and name.endswith(".weight")}
-    if args.norm == "bntt" and args.num_steps != len(steps):  # before so many steps are built
-        raise UserError(f"{another}: it has {len(steps)} time-steps with a norm of their own, not {args.num_steps}")
-    with torch.device("meta"):
-        expected = build_net(args, img_size, num_cls, in_channels).state_dict()
-    for name, tensor in expected.items():
-        if name not in state:
-            raise UserError(f"{another}: it has no {name}")
-        if state[name].shape != tensor.shape or state[name].is_floating_point() != tensor.is_floating_point():
-            raise UserError(
-                f"{another}: size mismatch for {name}: it is {list(state[name].shape)} of {state[name].dtype}, "
-                f"not {list(tensor.shape)} of {tensor.dtype}"
-            )
-    if state.keys() > expected.keys():
-        raise UserError(f"{another}: that has no {min(state.keys() - expected.keys())[:100]}")
-
-
-def load_net(args, checkpoint, img_size, num_cls, in_channels, device):
-    """Rebuild the net of a checkpoint on `device`, with its engine; UserError where its weights are of another net."""
-    check_weights(args, checkpoint, img_size, num_cls, in_channels)
-    net = build_net(args, img_size, num_cls, in_channels)
-    net.load_state_dict(checkpoint["state_dict"])
-    engine, reason = use_engine(net.to(device), args)
-    if reason:
-        print(f"engine: {engine}, because {reason}")
-    return net
 
 
 # ---- Run folder --------------------------------------------------------------------------------
@@ -407,3 +363,159 @@ class Curves:
                     RecordWriter(file).write(event.SerializeToString())
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {reason_of(error)}") from None
+
+
+# ---- Stop and go on -------------------------------------------------------------------------------
+
+
+class Signals:
+    """While a run trains, Ctrl-C and SIGTERM ask it to save and stop, SIGUSR1 to save and go on.
+
+        with Signals() as signals:
+            ...                                   # Ctrl-C and SIGTERM raise Stopped, SIGUSR1 waits
+            signals.run = run                     # has save(), and where() to tell how far it is
+            for batch in signals.watch(loader):   # or signals.act() wherever the state can be saved
+                ...
+            signals.run = None
+
+    While there is a run the handlers only take a note; `act` then saves it and raises `Stopped`. A second
+    Ctrl-C or SIGTERM acts at once, as without this class. In a thread other than the main one nothing is changed.
+    """
+
+    def __init__(self):
+        self.run, self.stop, self.wanted, self.before = None, None, False, {}
+
+    def __enter__(self):
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+            number = getattr(signal, name, None)
+            if number is not None and threading.current_thread() is threading.main_thread():
+                self.before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exc):
+        for number, handler in self.before.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: it was not set from Python
+
+    def _note(self, number, frame):
+        self.wanted = True
+        if number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.before[number] or signal.SIG_DFL)
+            self.stop = signal.Signals(number)
+            if self.run is None:
+                raise Stopped(128 + number, f"stopped by {self.stop.name} outside of training")
+
+    def act(self):
+        if self.wanted:
+            self.wanted = False
+            self.run.save()
+        if self.stop is not None:
+            message = f"stopped by {self.stop.name} after {self.run.where()}; go on with --resume"
+            raise Stopped(128 + self.stop, message)
+
+    def watch(self, batches):
+        for batch in batches:
+            yield batch
+            self.act()
+
+
+class Run:
+    """All that training changes, so that it can be saved at any step and taken up again.
+
+    folder: of the run. constants: what a checkpoint says of config and data. `state` and `restore` turn
+    a run into a checkpoint and back.
+    """
+
+    def __init__(self, net, optimizer, scaler, device, folder, constants):
+        self.net, self.optimizer, self.scaler, self.device = net, optimizer, scaler, device
+        self.folder, self.constants = folder, constants
+        self.epoch = self.step = 0  # epochs done; steps done in the epoch after them
+        self.losses, self.rights = utill.AverageMeter(), utill.AverageMeter()  # of that epoch's training
+        self.log, self.best, self.accuracy = [], None, None
+        self.seconds, self.epoch_seconds, self.clock = 0.0, 0.0, time.perf_counter()
+
+    def tick(self):
+        """Seconds since the last call, added to those of the run."""
+        now = time.perf_counter()
+        passed, self.clock = now - self.clock, now
+        self.seconds += passed
+        return passed
+
+    def state(self):
+        self.epoch_seconds += self.tick()
+        progress = {key: getattr(self, key) for key in ("step", "log", "best", "seconds", "epoch_seconds")}
+        meters = {key: vars(getattr(self, key)) for key in ("losses", "rights")}
+        return {
+            "global_step": self.epoch, "state_dict": self.net.state_dict(), "accuracy": self.accuracy,
+            **self.constants, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+            "progress": progress | meters, "random_state": utill.random_state(self.device),
+        }  # fmt: skip
+
+    def where(self):
+        """How far it is, in words."""
+        return f"{self.epoch} epochs and {self.step} steps"
+
+    def check(self):
+        """UserError that names the layer if weights or gradients are inf or nan."""
+        fault = utill.where_not_finite(self.net, gradients=not self.scaler.is_enabled())  # it skips such steps
+        if fault:
+            raise UserError(f"{fault} at epoch {self.epoch + 1}, step {self.step}: lower --lr, or check the data")
+
+    def save(self, name="last.pth.tar"):
+        self.check()  # the last good checkpoint is kept
+        save_checkpoint(self.folder / name, self.state())
+
+    def restore(self, checkpoint, defaults):
+        """Take up the run of `checkpoint`. Raises UserError where it is of another config or data, or not whole.
+
+        defaults: {flag: value} for flags newer than the checkpoint.
+        """
+        try:
+            ours, known = self.constants["config"], self.constants["data"]
+            theirs = {key: value for key, value in defaults.items() if key in ours} | checkpoint["config"]
+            odd = [k for k in sorted(theirs.keys() | ours.keys()) if theirs.get(k) != ours.get(k)]
+            changes = [f"--{k} was {theirs.get(k)} and is now {ours.get(k)}" for k in odd if k not in RESUMABLE]
+            changes += [f"the data have another {k}" for k, v in known.items() if checkpoint["data"][k] != v]
+            if changes:
+                changes = ", ".join(changes)
+                raise UserError(f"{self.folder} holds a run of another config, so it cannot be resumed: {changes}")
+            self.net.load_state_dict(checkpoint["state_dict"])
+            groups = self.optimizer.state_dict()["param_groups"]  # what they hold follows from the config
+            self.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": groups})
+            self.scaler.load_state_dict(checkpoint["scaler"])
+            check_progress(checkpoint, self.optimizer)
+            progress = dict(checkpoint["progress"])
+            for key in ("losses", "rights"):
+                meter = progress.pop(key)
+                total = torch.as_tensor(meter["sum"], dtype=torch.float32, device=self.device)
+                setattr(self, key, utill.AverageMeter(total, meter["count"]))
+            vars(self).update({k: progress[k] for k in ("step", "log", "best", "seconds", "epoch_seconds")})
+            self.epoch, self.accuracy = checkpoint["global_step"], checkpoint["accuracy"]
+            utill.set_random_state(checkpoint["random_state"], self.device)
+        except UserError:
+            raise
+        except Exception as error:  # a damaged one can fail anywhere
+            reason = f"it has no {error}" if isinstance(error, KeyError) else utill.reason_of(error)
+            raise UserError(f"{self.folder}/last.pth.tar is not a run that can be resumed: {reason}") from None
+        self.clock = time.perf_counter()
+
+
+def check_progress(checkpoint, optimizer):
+    """ValueError unless what a checkpoint says of its run, and what it gave the optimizer, are of the right form."""
+    progress, done = checkpoint["progress"], checkpoint["global_step"]
+    meters = [progress[meter][key] for meter in ("losses", "rights") for key in ("sum", "count")]
+    for number in (*meters, progress["seconds"], progress["epoch_seconds"]):
+        if type(number) not in (int, float) and not (torch.is_tensor(number) and number.shape == ()):
+            raise ValueError(f"{number!r:.100} is not a number")
+    if not all(type(count) is int and count >= 0 for count in (done, progress["step"])):
+        raise ValueError("its epochs or steps are no counts")
+    log, best = progress["log"], progress["best"]
+    if type(log) is not list or len(log) != done or not all(type(line) is dict for line in log):
+        raise ValueError("its log does not have a line an epoch")
+    if best not in (log or [None]) or best and not {"epoch", "train_loss", "train_acc"} <= best.keys():
+        raise ValueError("its best epoch is none of its log")
+    json.dumps(log)  # TypeError where it is no longer a log
+    for weights, kept in optimizer.state.items():
+        if any(
+            x.shape not in (weights.shape, ()) or not x.isfinite().all() for x in kept.values() if torch.is_tensor(x)
+        ):
+            raise ValueError("its optimizer is of another net")

@@ -1,4 +1,4 @@
-"""Event-camera recordings: readers of the published files, and frames of event counts.
+"""The event-camera data sets: readers of the published recordings, frames of event counts, a function a data set.
 
     recording = read_nmnist("Train/5/00001.bin")
     counts = frames(recording, num_steps=25, sensor=34, size=34)      # uint8 [25, 2, 34, 34]
@@ -17,13 +17,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import files
+from cache import cached_array, extract_zip, file_facts
+from image_data import DIGITS, SUBSET, Raw, Split
 from utill import UserError, reason_of
 
 VERSION = 1  # raise it whenever reading or binning changes: older caches are then made anew
 CHUNK = 100  # recordings that one job bins
 MOST_UNPACKED = 16 << 30  # bytes of one class of CIFAR10-DVS: far more than its 1,000 recordings have
-DIGITS = [str(k) for k in range(10)]
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 CIFAR10_DVS_URL = "https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671"
 NMNIST_URL = "https://www.garrickorchard.com/datasets/n-mnist"
@@ -160,10 +160,10 @@ def cached_frames(args, source, split, recordings):
     how = dict(num_steps=args.num_steps, sensor=source.sensor, size=args.img_size or source.size)
     how |= dict(split_by=args.split_by, bin_ms=args.bin_ms if args.split_by == "duration" else None)
     paths, labels = [path for path, _ in recordings], torch.tensor([label for _, label in recordings])
-    images, _ = files.cached_array(
+    images, _ = cached_array(
         Path(args.data_dir),
         f"{source.name}-{split}-T{args.num_steps}-{how['size']}-{args.split_by}{how['bin_ms'] or ''}",
-        f"{VERSION} {how}\n{files.file_facts(Path(args.data_dir), paths)}",
+        f"{VERSION} {how}\n{file_facts(Path(args.data_dir), paths)}",
         (len(paths), args.num_steps, 2, how["size"], how["size"]),
         partial(decode, read=source.read, **how),
         [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)],
@@ -212,7 +212,7 @@ def list_class(root, name):
         if not (root / f"{name}.zip").is_file():
             raise UserError(f"{root} has no {name}/ and no {name}.zip: put the ten zips of CIFAR10-DVS there, "
                             f"airplane.zip to truck.zip, from {CIFAR10_DVS_URL}")  # fmt: skip
-        files.extract_zip(root / f"{name}.zip", folder, MOST_UNPACKED, top=name)
+        extract_zip(root / f"{name}.zip", folder, MOST_UNPACKED, top=name)
     found = {path: re.search(r"(\d+)\.aedat$", path.name) for path in folder.glob("[!.]*.aedat")}
     if len(found) < 2:
         raise UserError(f"{folder} holds {len(found)} .aedat files, too few to train and test on: remove it, and get "
@@ -233,8 +233,39 @@ def list_cifar10_dvs(root, how, seed):
     for k, name in enumerate(CIFAR10):
         paths = list_class(root, name)
         order, count = np.arange(len(paths)), max(1, len(paths) // 10)
-        if how == "random":  # [seed, 1] orders subsets in data.py, and a 0 behind it would be the same stream
-            order = np.random.default_rng([seed, 1, 1 + k]).permutation(len(paths))
+        if how == "random":  # [seed, SUBSET] orders subsets, and a 0 behind it would be the same stream
+            order = np.random.default_rng([seed, SUBSET, 1 + k]).permutation(len(paths))
         for split, chosen in (("test", order[:count]), ("train", order[count:])):
             parts[split] += [(paths[i], k) for i in np.sort(chosen)]
     return parts
+
+
+# ---- Data sets: (args, train_too) -> Raw -------------------------------------------------------
+
+
+def nmnist(args, train_too):
+    """N-MNIST (Orchard et al. 2015): recordings of an event camera, from data_dir, as frames of event counts.
+
+    Raises UserError if the files are not there or damaged.
+    """
+    splits = ["train", "test"] if train_too else ["test"]
+    parts = {split: list_nmnist(Path(args.data_dir), split) for split in splits}
+    return event_frames(args, NMNIST, parts, DIGITS)
+
+
+def dvs_cifar10(args, train_too):
+    """CIFAR10-DVS (Li et al. 2017) from data_dir, as frames of event counts; it has no split of its own.
+
+    args.dvs_split: `random`, for testing a tenth of each class drawn from args.seed, or `first100`, its first
+    100 recordings. Raises UserError if the files are not there or damaged.
+    """
+    parts = list_cifar10_dvs(Path(args.data_dir), args.dvs_split, args.seed)
+    if not train_too:
+        del parts["train"]
+    return event_frames(args, DVS_CIFAR10, parts, CIFAR10, f"-{args.dvs_split}-seed{args.seed}")
+
+
+def event_frames(args, source, parts, classes, drawn=""):
+    """Frames of the recordings `parts`, {split: [(path, label)]}, of a Source; `drawn` says how they were."""
+    splits = {name: Split(*cached_frames(args, source, f"{name}{drawn}", part)) for name, part in parts.items()}
+    return Raw(splits.get("train"), splits["test"], classes)

@@ -1,8 +1,6 @@
-"""Files that data sets are made of: images, the cache of decoded ones, downloads and archives.
+"""What took long to get is kept: a memory-mapped cache of what was decoded once, downloads, unpacked archives.
 
 Nothing is ever there by half: caches, downloads and unpacked folders are made aside and renamed.
-
-Shapes: N samples, C channels, H x W pixels.
 """
 
 import glob
@@ -12,118 +10,25 @@ import os
 import stat
 import tempfile
 import urllib.request
-import warnings
 import zipfile
 import zlib
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import suppress
-from functools import partial
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import torch
-from PIL import Image
 from torchvision.datasets.utils import check_integrity
-from torchvision.transforms import functional as transforms
 from tqdm import tqdm
 
 from utill import UserError, reason_of
 
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 CACHE_VERSION = 3  # raise it whenever decoding or the form of the file changes
-CHUNK = 1000  # images one decoding job returns
 MOST_MEMBERS = 200_000  # of an archive
 BLOCK = 1 << 20  # bytes read at a time
 
 
-# ---- Images -------------------------------------------------------------------------------------
-
-
-def list_images(root, split):
-    """{class name: sorted paths} of root/split/<class>/**; UserError if the tree is not of that form."""
-    if not root.is_dir():
-        raise UserError(f"data folder {root} does not exist: name one with train/<class>/ and test/<class>/ inside")
-    if not (root / split).is_dir():
-        raise UserError(f"data folder {root} has no {split}/: it must hold train/<class>/ and test/<class>/")
-    found = {}
-    for folder in sorted(p for p in (root / split).iterdir() if p.is_dir() and not p.name.startswith(".")):
-        names = [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
-        found[folder.name] = sorted(p for p in names if Path(p).suffix.lower() in IMAGE_SUFFIXES)
-        if not found[folder.name]:
-            raise UserError(f"class folder {folder} has no image in it: add some or remove the folder")
-    if not found:
-        raise UserError(f"{root / split} is empty: it must hold one folder of images per class")
-    return found
-
-
-def read_image(path, in_channels=3):
-    """uint8 [C, H, W] of one file, converted to RGB (in_channels 3) or grey (1)."""
-    try:
-        with warnings.catch_warnings(record=True), Image.open(path) as image:  # of EXIF and such, not of pixels
-            return transforms.pil_to_tensor(image.convert("RGB" if in_channels == 3 else "L"))
-    except Exception as error:  # Pillow raises many kinds
-        raise UserError(f"cannot read image {path}: {error}") from error
-
-
-def resize(images, size):
-    """uint8 [..., H, W] -> [..., size, size]: bilinear with antialias, unchanged if already so."""
-    if images.shape[-2:] == (size, size):
-        return images
-    return torch.cat([transforms.resize(part, [size, size], antialias=True) for part in images.split(CHUNK)])
-
-
-def decode(paths, size, may_resize):
-    """uint8 array [N, 3, size, size] of the files; UserError if one is of another size and may not be."""
-    images = [read_image(path) for path in paths]
-    for path, image in zip(paths, images, strict=True):
-        if not may_resize and image.shape[1:] != (size, size):
-            raise UserError(f"{path} is not {size}x{size}: pass --img_size to bring all images to one size")
-    return torch.stack([resize(image, size) for image in images]).numpy()
-
-
-def cached_images(root, name, paths, img_size):
-    """Decoded images of `paths`, uint8 [N, 3, S, S] mapped from a cache file, and their (mean, std).
-
-    S: img_size, or None for the images' own size.
-    """
-    size = img_size or max(read_image(paths[0]).shape[1:])
-    images, stats = cached_array(
-        root, f"{name}-{img_size or 'own'}", f"{img_size}\n{file_facts(root, paths)}", (len(paths), 3, size, size),
-        partial(decode, size=size, may_resize=img_size is not None),
-        [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)], "decoding images once", PixelStats(),
-    )  # fmt: skip
-    return images, (stats[:3], stats[3:])
-
-
-class PixelStats:
-    """Mean and deviation of every channel over all images it is shown."""
-
-    counts = 0
-
-    def update(self, images):
-        """images: uint8 [N, C, H, W]."""
-        self.counts = self.counts + pixel_counts(images)
-
-    def values(self):
-        """C means and C deviations."""
-        mean, std = mean_std(self.counts)
-        return [*mean, *std]
-
-
-def pixel_counts(images):
-    """[C, 256]: how often each value occurs in each channel of uint8 [N, C, H, W]."""
-    return np.stack([np.bincount(images[:, c].ravel(), minlength=256) for c in range(images.shape[1])])
-
-
-def mean_std(counts):
-    """Per-channel mean and deviation in [0, 1] from `pixel_counts`; deviation 1 for a constant channel."""
-    weights, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
-    mean = weights @ values
-    std = np.sqrt(np.maximum(weights @ values**2 - mean**2, 0))
-    return mean.tolist(), np.where(std < 1e-6, 1.0, std).tolist()
-
-
-# ---- Cache of what took long to read --------------------------------------------------------------
+# ---- Cache ---------------------------------------------------------------------------------------
 
 
 def cached_array(root, name, facts, shape, job, pieces, describe, summary=None):
