@@ -19,6 +19,7 @@ from conftest import ROOT, TINY, call, spawn, words
 
 import data
 import runs
+import test as test_script
 import train
 import utill
 
@@ -326,10 +327,13 @@ def test_a_finished_run_resumed_says_its_result_again(tmp_path):
     assert difference(before, what_a_run_left(tmp_path), "run") is None
 
 
-def test_a_run_from_before_a_flag_was_new_is_resumed_with_its_default(half):
+@pytest.mark.parametrize("new", [["logit_scale"], ["loss", "neuron"]])
+def test_a_run_from_before_a_flag_was_new_is_resumed_and_tested_with_its_default(half, new):
     checkpoint = runs.load_checkpoint(half / "last.pth.tar")
-    del checkpoint["config"]["logit_scale"]
+    for flag in new:
+        del checkpoint["config"][flag]
     torch.save(checkpoint, half / "last.pth.tar")
+    assert call(test_script.main, half / "last.pth.tar").code == 0
     assert resume(half).code == 0
 
 
