@@ -129,34 +129,35 @@ def add_data_arguments(parser, datasets):
     """The flags that define the data. Returns their group."""
     parser.datasets = datasets
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", default="cifar10", choices=list(datasets), help="data set")
-    group.add_argument("--data_dir", default="./data", type=str, help="where the data lies or is downloaded to")
-    group.add_argument("--img_size", default=None, type=size, help="resize to this (default: as the data is)")
-    group.add_argument("--batch_size", default=256, type=positive_int, help="training batch; testing uses twice it")
-    group.add_argument("--num_workers", default=4, type=processes, help="data loading processes (0: in this one)")
-    group.add_argument("--limit_test", default=None, type=positive_int, help="use so many test images (default: all)")
-    group.add_argument("--norm_stats", default="own", choices=["own", "authors"],
-                       help="mean and std: the data set's own, or CIFAR-10's for all as the authors")  # fmt: skip
-    group.add_argument("--permuted", action="store_true", help="smnist: pixels in one fixed random order")
-    group.add_argument("--split_by", default="time", choices=["time", "number", "duration"],
-                       help="event data: T frames of equal time, of equally many events, or of --bin_ms")  # fmt: skip
-    group.add_argument("--bin_ms", default=5.0, type=positive_float, help="length of a frame for --split_by duration")
-    group.add_argument("--dvs_split", default="random", choices=["random", "first100"],
-                       help="dvs_cifar10, test part: a random tenth of each class, or its first 100")  # fmt: skip
+    add = group.add_argument
+    add("--dataset", default="cifar10", choices=list(datasets), help="data set")
+    add("--data_dir", default="./data", type=str, help="where the data lies or is downloaded to")
+    add("--img_size", default=None, type=size, help="resize to this (default: as the data is)")
+    add("--batch_size", default=256, type=positive_int, help="training batch; testing uses twice it")
+    add("--num_workers", default=4, type=processes, help="data loading processes (0: in this one)")
+    add("--limit_test", default=None, type=positive_int, help="use so many test images (default: all)")
+    add("--norm_stats", default="own", choices=["own", "authors"],
+        help="mean and std: the data set's own, or CIFAR-10's for all as the authors")  # fmt: skip
+    add("--permuted", action="store_true", help="smnist: pixels in one fixed random order")
+    add("--split_by", default="time", choices=["time", "number", "duration"],
+        help="event data: T frames of equal time, of equally many events, or of --bin_ms")  # fmt: skip
+    add("--bin_ms", default=5.0, type=positive_float, help="length of a frame for --split_by duration")
+    add("--dvs_split", default="random", choices=["random", "first100"],
+        help="dvs_cifar10, test part: a random tenth of each class, or its first 100")  # fmt: skip
     return group
 
 
 def add_run_arguments(parser):
     """The flags that say where and how to run."""
-    group = parser.add_argument_group("machine")
-    group.add_argument("--seed", default=0, type=seed, help="random seed")
-    group.add_argument("--device", default="auto", type=str, help="auto, cpu, cuda, cuda:1, ...")
-    group.add_argument("--engine", default="auto", choices=["auto", "plain", "fused"],
-                       help="the fused engine, the plain time loop, or the first that works")  # fmt: skip
-    group.add_argument("--amp", default="off", choices=["off", "auto", "bf16", "fp16"],
-                       help="mixed precision; auto: bf16 where the processor has instructions for it")  # fmt: skip
-    group.add_argument("--save_memory", default=None, type=positive_int, metavar="STEPS",
-                       help="fused engine: keep only the membranes of every so many time-steps")  # fmt: skip
+    add = parser.add_argument_group("machine").add_argument
+    add("--seed", default=0, type=seed, help="random seed")
+    add("--device", default="auto", type=str, help="auto, cpu, cuda, cuda:1, ...")
+    add("--engine", default="auto", choices=["auto", "plain", "fused"],
+        help="the fused engine, the plain time loop, or the first that works")  # fmt: skip
+    add("--amp", default="off", choices=["off", "auto", "bf16", "fp16"],
+        help="mixed precision; auto: bf16 where the processor has instructions for it")  # fmt: skip
+    add("--save_memory", default=None, type=positive_int, metavar="STEPS",
+        help="fused engine: keep only the membranes of every so many time-steps")  # fmt: skip
 
 
 # ---- Where the defaults come from ------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""What took long to get is kept: a memory-mapped cache of what was decoded once, downloads, unpacked archives.
+"""What takes long to get is kept: a memory-mapped cache of decoded files, downloads, unpacked archives.
 
-Nothing is ever there by half: caches, downloads and unpacked folders are made aside and renamed.
+Nothing is ever there by half: each is made beside its place and renamed.
 """
 
 import glob

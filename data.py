@@ -5,8 +5,8 @@
         loaders.train.set_epoch(epoch)
         for images, labels in loaders.train:     # float32 [B, C, H, W] normalised, int64 [B]
 
-A data set is one function that returns uint8 images and one row of DATASETS (see `synthetic`
-in image_data.py for a short example); resizing, subsets, augmentation, normalisation and batching follow from there.
+A data set is one function that returns uint8 images, in image_data.py or event_data.py, and one row of
+DATASETS; resizing, subsets, augmentation, normalisation and batching follow from there.
 
 Order and augmentation depend on (seed, epoch, image index) alone: not on the number of workers, the
 batch size or the global random state, which stays untouched (the Poisson spikes are drawn from it).
@@ -190,7 +190,7 @@ class Loader:
         if self._workers is None:
             # its own generator: torch's would otherwise be drawn from at every epoch
             options = dict(generator=torch.Generator(), worker_init_fn=_leave_signals_to_main)
-            options |= dict(sampler=self.keys, batch_size=None, collate_fn=_as_is, persistent_workers=True)
+            options |= dict(sampler=self.keys, batch_size=None, collate_fn=tuple, persistent_workers=True)
             with warnings.catch_warnings():  # how many workers is for the user to say
                 warnings.filterwarnings("ignore", message="This DataLoader will create")
                 self._workers = DataLoader(self.maker, num_workers=self.num_workers, **options)
@@ -230,10 +230,6 @@ def _leave_signals_to_main(worker):
     if hasattr(signal, "sigwaitinfo"):  # Linux
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=wait_for_main, daemon=True).start()
-
-
-def _as_is(batch):
-    return batch
 
 
 # ---- Putting it together ------------------------------------------------------------------------

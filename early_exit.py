@@ -93,10 +93,10 @@ def parse_args(argv=None):
     nets.add_net_arguments(parser)
     arguments.add_data_arguments(parser, data.DATASETS)
     arguments.add_run_arguments(parser)
-    group = parser.add_argument_group("early exit")
-    group.add_argument("--gamma_threshold", default=0.1, type=arguments.positive_float, help="on a layer's mean gamma")
-    group.add_argument("--sweep", action="store_true", help="list every exit that some threshold yields")
-    group.add_argument("--figure", default=None, type=str, help="figure file (default: early_exit.png by CHECKPOINT)")
+    add = parser.add_argument_group("early exit").add_argument
+    add("--gamma_threshold", default=0.1, type=arguments.positive_float, help="on a layer's mean gamma")
+    add("--sweep", action="store_true", help="list every exit that some threshold yields")
+    add("--figure", default=None, type=str, help="figure file (default: early_exit.png by CHECKPOINT)")
     args, checkpoint = nets.parse_with_checkpoint(parser, argv)
     suffixes = [f".{kind}" for kind in plt.FigureCanvasBase.get_supported_filetypes()]
     if args.figure and Path(args.figure).suffix not in suffixes:

@@ -1,4 +1,4 @@
-"""The event-camera data sets: readers of the published recordings, frames of event counts, a function a data set.
+"""The event-camera data sets: readers of published recordings, frames of event counts, one function per data set.
 
     recording = read_nmnist("Train/5/00001.bin")
     counts = frames(recording, num_steps=25, sensor=34, size=34)      # uint8 [25, 2, 34, 34]
@@ -151,27 +151,6 @@ def decode(paths, read, **how):
     return np.stack([frames(read(path), **how) for path in paths])
 
 
-def cached_frames(args, source, split, recordings):
-    """(images uint8 [N, T, 2, S, S] mapped from a cache file, labels int64 [N]) of [(path, label)].
-
-    split: names the recordings, and the cache file. args: data_dir, num_steps, img_size (None: the size of `source`),
-    split_by, bin_ms.
-    """
-    how = dict(num_steps=args.num_steps, sensor=source.sensor, size=args.img_size or source.size)
-    how |= dict(split_by=args.split_by, bin_ms=args.bin_ms if args.split_by == "duration" else None)
-    paths, labels = [path for path, _ in recordings], torch.tensor([label for _, label in recordings])
-    images, _ = cached_array(
-        Path(args.data_dir),
-        f"{source.name}-{split}-T{args.num_steps}-{how['size']}-{args.split_by}{how['bin_ms'] or ''}",
-        f"{VERSION} {how}\n{file_facts(Path(args.data_dir), paths)}",
-        (len(paths), args.num_steps, 2, how["size"], how["size"]),
-        partial(decode, read=source.read, **how),
-        [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)],
-        f"binning the {split} recordings of {source.name} once",
-    )
-    return images, labels
-
-
 # ---- Which recordings --------------------------------------------------------------------------
 
 
@@ -266,6 +245,22 @@ def dvs_cifar10(args, train_too):
 
 
 def event_frames(args, source, parts, classes, drawn=""):
-    """Frames of the recordings `parts`, {split: [(path, label)]}, of a Source; `drawn` says how they were."""
-    splits = {name: Split(*cached_frames(args, source, f"{name}{drawn}", part)) for name, part in parts.items()}
+    """Raw of the recordings `parts`, {split: [(path, label)]}: frames uint8 [N, T, 2, S, S] mapped from a cache file.
+
+    args: data_dir, num_steps, img_size (None: the size of `source`), split_by, bin_ms. drawn: how the recordings were
+    chosen, for the name of the cache file.
+    """
+    how = dict(num_steps=args.num_steps, sensor=source.sensor, size=args.img_size or source.size)
+    how |= dict(split_by=args.split_by, bin_ms=args.bin_ms if args.split_by == "duration" else None)
+    splits = {}
+    for split, recordings in parts.items():
+        paths, labels = [path for path, _ in recordings], torch.tensor([label for _, label in recordings])
+        name = f"{source.name}-{split}{drawn}-T{args.num_steps}-{how['size']}-{args.split_by}{how['bin_ms'] or ''}"
+        images, _ = cached_array(
+            Path(args.data_dir), name, f"{VERSION} {how}\n{file_facts(Path(args.data_dir), paths)}",
+            (len(paths), args.num_steps, 2, how["size"], how["size"]), partial(decode, read=source.read, **how),
+            [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)],
+            f"binning the {split}{drawn} recordings of {source.name} once",
+        )  # fmt: skip
+        splits[split] = Split(images, labels)
     return Raw(splits.get("train"), splits["test"], classes)

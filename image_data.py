@@ -1,10 +1,6 @@
-"""The image data sets, one function each: published files, folders of one's own, or images made here.
+"""The image data sets, one function (args, train_too) -> Raw each; `synthetic` is a short example.
 
-    raw = cifar(published.CIFAR10, args, train_too=True)      # args: the data flags of train.py
-    raw.train.images                                          # uint8 [N, C, H, W], as stored
-
-A data set is a function (args, train_too) -> Raw and a row of DATASETS in data.py (see `synthetic` for a
-short example). Shapes: N images, C channels, H x W pixels.
+args: the data flags of train.py. Shapes: N images, C channels, H x W pixels.
 """
 
 import os
@@ -257,7 +253,7 @@ def mnist(args, train_too):
     return Raw(splits[0] if train_too else None, splits[-1], DIGITS)
 
 
-# ---- Files of images -------------------------------------------------------------------------------------
+# ---- Files of images ---------------------------------------------------------------------------
 
 
 def list_images(root, split):

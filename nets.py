@@ -25,18 +25,17 @@ TRAINING_ONLY = ("device", "engine", "save_memory", "limit_test")
 
 def add_net_arguments(parser):
     """The flags that define the net."""
-    group = parser.add_argument_group("network")
-    group.add_argument("--arch", default="vgg9", choices=list(ARCHS), help="network")
-    group.add_argument("--num_steps", default=25, type=size, help="time-steps T")
-    group.add_argument("--leak_mem", default=0.95, type=unit_float, help="membrane leak per step")
-    group.add_argument("--threshold", default=1.0, type=positive_float, help="firing threshold")
-    group.add_argument("--norm", default="bntt", choices=list(NORMS), help="normalisation")
-    group.add_argument("--neuron", default="lif", choices=list(NEURONS), help="spiking neuron")
-    group.add_argument("--encoding", default=None, choices=list(ENCODERS),
-                       help="input encoding (default: as suits the data set)")  # fmt: skip
-    group.add_argument("--spike_order", default="integrate_first", choices=LIF.ORDERS, help="order inside a step")
-    group.add_argument("--logit_scale", default=1.0, type=positive_float,
-                       help="scale of the logits in loss and softmax; T undoes their division by T")  # fmt: skip
+    add = parser.add_argument_group("network").add_argument
+    add("--arch", default="vgg9", choices=list(ARCHS), help="network")
+    add("--num_steps", default=25, type=size, help="time-steps T")
+    add("--leak_mem", default=0.95, type=unit_float, help="membrane leak per step")
+    add("--threshold", default=1.0, type=positive_float, help="firing threshold")
+    add("--norm", default="bntt", choices=list(NORMS), help="normalisation")
+    add("--neuron", default="lif", choices=list(NEURONS), help="spiking neuron")
+    add("--encoding", default=None, choices=list(ENCODERS), help="input encoding (default: as suits the data set)")
+    add("--spike_order", default="integrate_first", choices=LIF.ORDERS, help="order inside a step")
+    add("--logit_scale", default=1.0, type=positive_float,
+        help="scale of the logits in loss and softmax; T undoes their division by T")  # fmt: skip
 
 
 def build_net(args, facts):
@@ -85,7 +84,7 @@ def load_net(args, checkpoint, facts, device):
 
 def use_engine(net, engine="auto", save_memory=None):
     """Attach the engine that `--engine` names. Returns (its name, why not fused or None); UserError where it cannot."""
-    reason = None
+    reason = "plain asked"
     if engine != "plain":
         try:
             fused.attach(net, save_memory)
@@ -95,10 +94,8 @@ def use_engine(net, engine="auto", save_memory=None):
     if engine == "fused":
         raise UserError(f"--engine fused: {reason}")
     if save_memory is not None:
-        raise UserError(
-            f"--save_memory belongs to the fused engine, which does not run here: {reason or 'plain asked'}"
-        )
-    return "plain", reason
+        raise UserError(f"--save_memory belongs to the fused engine, which does not run here: {reason}")
+    return "plain", None if engine == "plain" else reason
 
 
 def parse_with_checkpoint(parser, argv=None):
@@ -112,10 +109,9 @@ def parse_with_checkpoint(parser, argv=None):
     checkpoint = runs.load_checkpoint(path)
     if "config" in checkpoint:
         settings = checkpoint["config"]
-        missing = [key for key in NEEDED if key not in settings]
-        if missing:
+        if missing := [key for key in NEEDED if key not in settings]:
             raise UserError(f"{path} cannot be rebuilt: its config lacks {', '.join(missing)}")
-        # not what the script does with the net: a checkpoint is not to name the files that it writes
+        # only what the net and its data are: a checkpoint must not name the files that a script writes
         shared = (g._group_actions for g in parser._action_groups if g.title in ("network", "data", "machine"))
         known = {action.dest for actions in shared for action in actions} - set(TRAINING_ONLY)
         if settings.get("amp") == "fp16" and not torch.cuda.is_available():
@@ -137,8 +133,7 @@ def parse_with_checkpoint(parser, argv=None):
     steps = {name.split(".")[1] for name in state if name.startswith("bntt1.")}
     parser.set_defaults(arch=None, dataset=None, leak_mem=None, num_steps=len(steps) or 1, norm_stats="authors")
     args = parser.parse_args(argv)
-    missing = [f"--{key}" for key in ("arch", "dataset", "leak_mem") if getattr(args, key) is None]
-    if missing:
+    if missing := [f"--{key}" for key in ("arch", "dataset", "leak_mem") if getattr(args, key) is None]:
         raise UserError(f"a checkpoint of the authors' code does not say its settings: pass {' '.join(missing)}")
     return args, checkpoint
 

@@ -1,6 +1,6 @@
-"""A run: its checkpoints, which may come from strangers, its folder and all in it, how it stops and goes on.
+"""A run: its folder and the files in it, checkpoints (which may come from strangers), how it stops and goes on.
 
-Files are written aside and renamed: a kill at any moment leaves the old one or the new one.
+Files are written beside their place and renamed: a kill at any moment leaves the old one or the new one.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ def write_atomically(path, write):
         cause = error
         while not isinstance(cause, OSError) and cause.__context__:  # torch.save has words of its own for a full disk
             cause = cause.__context__
-        if not isinstance(cause, Exception):  # nor does it let a Ctrl-C through
+        if not isinstance(cause, Exception):  # torch.save hides a Ctrl-C too
             raise cause from None
         raise UserError(f"cannot write {path}: {reason_of(cause)}") from None
     finally:
@@ -90,7 +90,7 @@ def save_checkpoint(path, checkpoint):
 
 
 class _NumpyDtype:
-    """Stands for numpy.dtype while a checkpoint is unpickled, so that no file drives numpy's own."""
+    """Stands for numpy.dtype while a checkpoint is unpickled, so that no file can steer numpy's own."""
 
     def __init__(self, name, *flags):
         self.size = {"f4": 4, "f8": 8}[name]
@@ -419,10 +419,9 @@ class Signals:
 
 
 class Run:
-    """All that training changes, so that it can be saved at any step and taken up again.
+    """All that training changes, so that it can be saved at any step and taken up again (`state` and `restore`).
 
-    folder: of the run. constants: what a checkpoint says of config and data. `state` and `restore` turn
-    a run into a checkpoint and back.
+    folder: of the run. constants: what a checkpoint says of config and data.
     """
 
     def __init__(self, net, optimizer, scaler, device, folder, constants):
@@ -456,8 +455,7 @@ class Run:
 
     def check(self):
         """UserError that names the layer if weights or gradients are inf or nan."""
-        fault = utill.where_not_finite(self.net, gradients=not self.scaler.is_enabled())  # it skips such steps
-        if fault:
+        if fault := utill.where_not_finite(self.net, gradients=not self.scaler.is_enabled()):  # it skips such steps
             raise UserError(f"{fault} at epoch {self.epoch + 1}, step {self.step}: lower --lr, or check the data")
 
     def save(self, name="last.pth.tar"):
@@ -475,9 +473,8 @@ class Run:
             odd = [k for k in sorted(theirs.keys() | ours.keys()) if theirs.get(k) != ours.get(k)]
             changes = [f"--{k} was {theirs.get(k)} and is now {ours.get(k)}" for k in odd if k not in RESUMABLE]
             changes += [f"the data have another {k}" for k, v in known.items() if checkpoint["data"][k] != v]
-            if changes:
-                changes = ", ".join(changes)
-                raise UserError(f"{self.folder} holds a run of another config, so it cannot be resumed: {changes}")
+            if words := ", ".join(changes):
+                raise UserError(f"{self.folder} holds a run of another config, so it cannot be resumed: {words}")
             self.net.load_state_dict(checkpoint["state_dict"])
             groups = self.optimizer.state_dict()["param_groups"]  # what they hold follows from the config
             self.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": groups})

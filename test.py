@@ -29,11 +29,11 @@ def parse_args(argv=None):
     nets.add_net_arguments(parser)
     arguments.add_data_arguments(parser, data.DATASETS)
     arguments.add_run_arguments(parser)
-    group = parser.add_argument_group("testing")
-    group.add_argument("--steps", default=None, type=arguments.positive_int, help="run only so many time-steps")
-    group.add_argument("--repeats", default=1, type=arguments.positive_int,
-                       help="test with so many Poisson draws: seeds SEED, SEED + 1, ...")  # fmt: skip
-    group.add_argument("--image", default=None, nargs="+", metavar="FILE", help="classify these pictures instead")
+    add = parser.add_argument_group("testing").add_argument
+    add("--steps", default=None, type=arguments.positive_int, help="run only so many time-steps")
+    add("--repeats", default=1, type=arguments.positive_int,
+        help="test with so many Poisson draws: seeds SEED, SEED + 1, ...")  # fmt: skip
+    add("--image", default=None, nargs="+", metavar="FILE", help="classify these pictures instead")
     args, checkpoint = nets.parse_with_checkpoint(parser, argv)
     if args.repeats > 1 and not nets.ENCODERS[args.encoding].random:
         raise UserError(f"--repeats: --encoding {args.encoding} draws nothing at random, so all would be the same")

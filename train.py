@@ -35,6 +35,7 @@ import fused
 import nets
 import runs
 import utill
+from arguments import fraction, nonnegative_float, positive_float, positive_int
 from model import BN_MOMENTUM
 from utill import UserError
 
@@ -42,42 +43,38 @@ from utill import UserError
 def parse_args(argv=None):
     parser = arguments.ArgumentParser(__doc__.splitlines()[0])
     nets.add_net_arguments(parser)
-    group = arguments.add_data_arguments(parser, data.DATASETS)
-    group.add_argument("--limit_train", default=None, type=arguments.positive_int,
-                       help="use so many training images (default: all)")  # fmt: skip
-    group.add_argument("--val_fraction", default=0.0, type=arguments.fraction,
-                       help="part of the training set held out, to choose the best epoch on")  # fmt: skip
-    group.add_argument("--augment", default=None, action=argparse.BooleanOptionalAction,
-                       help="random crop and, but for digits, flip (default: as suits the data set)")  # fmt: skip
+    add = arguments.add_data_arguments(parser, data.DATASETS).add_argument
+    add("--limit_train", default=None, type=positive_int, help="use so many training images (default: all)")
+    add("--val_fraction", default=0.0, type=fraction,
+        help="part of the training set held out, to choose the best epoch on")  # fmt: skip
+    add("--augment", default=None, action=argparse.BooleanOptionalAction,
+        help="random crop and, but for digits, flip (default: as suits the data set)")  # fmt: skip
     arguments.add_run_arguments(parser)
-    group = parser.add_argument_group("training")
-    group.add_argument("--num_epochs", default=100, type=arguments.positive_int, help="epochs")
-    group.add_argument("--lr", default=0.3, type=arguments.positive_float, help="learning rate")
-    group.add_argument("--lr_schedule", default="step", choices=["step", "cosine"],
-                       help="step: divided by 10 at 50, 70 and 90 %% of the epochs")  # fmt: skip
-    group.add_argument("--loss", default="ce", choices=list(utill.LOSSES),
-                       help="cross-entropy: ce of the last output voltage, tet of each step's current")  # fmt: skip
-    group.add_argument("--optimizer", default="sgd", choices=["sgd", "adam", "adamw"], help="optimizer")
-    group.add_argument("--momentum", default=0.9, type=arguments.fraction, help="momentum of sgd")
-    group.add_argument("--weight_decay", default=1e-4, type=arguments.nonnegative_float, help="weight decay")
-    group.add_argument("--precise_bn", default=None, type=arguments.positive_int, metavar="BATCHES",
-                       help="bntt: average running statistics over so many training batches for testing")  # fmt: skip
-    group.add_argument("--data_on_device", action="store_true",
-                       help="keep the data set on the device and augment there; no loading processes")  # fmt: skip
-    group.add_argument("--cuda_graph", action="store_true",
-                       help="replay the training step as one CUDA graph (fused engine on a GPU)")  # fmt: skip
-    group.add_argument("--train_display_freq", default=10, type=arguments.positive_int,
-                       help="print the training loss every so many epochs")  # fmt: skip
-    group.add_argument("--test_display_freq", default=10, type=arguments.positive_int,
-                       help="test every so many epochs, and after the last")  # fmt: skip
-    group.add_argument("--run_dir", default=None, type=str,
-                       help="run folder (default: runs/<dataset>_<arch>_T<steps>_<norm>_seed<seed>)")  # fmt: skip
-    group.add_argument("--overwrite", action="store_true", help="replace the run that the run folder holds")
-    group.add_argument("--resume", action="store_true", help="go on with the run that the run folder holds, if any")
-    group.add_argument("--save_every", default=None, type=arguments.positive_int, metavar="STEPS",
-                       help="save every so many steps, besides at the end of each epoch")  # fmt: skip
-    group.add_argument("--deterministic", action="store_true",
-                       help="the same bits in every run on a GPU, at some cost (a CPU gives them anyway)")  # fmt: skip
+    add = parser.add_argument_group("training").add_argument
+    add("--num_epochs", default=100, type=positive_int, help="epochs")
+    add("--lr", default=0.3, type=positive_float, help="learning rate")
+    add("--lr_schedule", default="step", choices=["step", "cosine"],
+        help="step: divided by 10 at 50, 70 and 90 %% of the epochs")  # fmt: skip
+    add("--loss", default="ce", choices=list(utill.LOSSES),
+        help="cross-entropy: ce of the last output voltage, tet of each step's current")  # fmt: skip
+    add("--optimizer", default="sgd", choices=["sgd", "adam", "adamw"], help="optimizer")
+    add("--momentum", default=0.9, type=fraction, help="momentum of sgd")
+    add("--weight_decay", default=1e-4, type=nonnegative_float, help="weight decay")
+    add("--precise_bn", default=None, type=positive_int, metavar="BATCHES",
+        help="bntt: average running statistics over so many training batches for testing")  # fmt: skip
+    add("--data_on_device", action="store_true",
+        help="keep the data set on the device and augment there; no loading processes")  # fmt: skip
+    add("--cuda_graph", action="store_true", help="replay the training step as one CUDA graph (fused engine on a GPU)")
+    add("--train_display_freq", default=10, type=positive_int, help="print the training loss every so many epochs")
+    add("--test_display_freq", default=10, type=positive_int, help="test every so many epochs, and after the last")
+    add("--run_dir", default=None, type=str,
+        help="run folder (default: runs/<dataset>_<arch>_T<steps>_<norm>_seed<seed>)")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace the run that the run folder holds")
+    add("--resume", action="store_true", help="go on with the run that the run folder holds, if any")
+    add("--save_every", default=None, type=positive_int, metavar="STEPS",
+        help="save every so many steps, besides at the end of each epoch")  # fmt: skip
+    add("--deterministic", action="store_true",
+        help="the same bits in every run on a GPU, at some cost (a CPU gives them anyway)")  # fmt: skip
     args = arguments.parse_with_config(parser, argv)
     if args.norm != "bntt":
         args.precise_bn = None
@@ -177,8 +174,8 @@ def end_epoch(run, loaders, loss, args, signals, mean, acc):
     record["mean_gamma"] = {layer: gamma.mean().item() for layer, gamma in run.net.gammas().items()}
     if args.precise_bn:
         average_statistics(run, loaders.train, args)
-    evaluate = functools.partial(utill.evaluate, run.net, device=run.device, loss=loss, seed=args.seed, amp=args.amp,
-                                 progress=signals.watch)  # fmt: skip
+    how = dict(device=run.device, loss=loss, seed=args.seed, amp=args.amp, progress=signals.watch)
+    evaluate = functools.partial(utill.evaluate, run.net, **how)
     if loaders.val is not None:
         val = evaluate(loaders.val)
         record |= {"val_loss": val.loss, "val_acc": val.top1()}
@@ -230,8 +227,7 @@ def train(args, argv, signals, stack):
     name = f"{args.dataset}_{args.arch}_T{args.num_steps}_{args.norm}_seed{args.seed}"
     folder, old = stack.enter_context(runs.run_folder(args.run_dir or f"runs/{name}", args.overwrite, args.resume))
     config = {k: v for k, v in vars(args).items() if k not in ("config", "overwrite", "resume", "run_dir")}
-    known = {"config": config, "data": loaders.facts._asdict()}
-    run = runs.Run(net, optimizer, scaler, device, folder, known)
+    run = runs.Run(net, optimizer, scaler, device, folder, {"config": config, "data": loaders.facts._asdict()})
     environment = runs.environment(device, argv, engine=engine, amp=args.amp)
     for other in {folder if old else None, args.config and Path(args.config).parent} - {None}:
         if changed := runs.changed_versions(other, environment):

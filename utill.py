@@ -26,7 +26,7 @@ class Stopped(BaseException):
 
 
 def one_line(text, most=2000):
-    """`text` on one line, what would drive a terminal escaped: it may quote a stranger's file."""
+    """`text` on one line, with control characters escaped: it may quote a stranger's file."""
     line = " ".join(str(text).splitlines())
     line = line if len(line) <= most else line[:most] + " ..."
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
@@ -70,20 +70,17 @@ def entry_point(main):
 
 
 class DataFacts(NamedTuple):
-    """What the data are, to a net and to a checkpoint: C channels, H = W = img_size in pixels, K class names.
-
-    mean, std: C numbers each, of pixels in [0, 1].
-    """
+    """What the data are, to a net and to a checkpoint."""
 
     classes: list[str]
     in_channels: int
-    img_size: int
-    mean: list[float]
+    img_size: int  # H = W, in pixels
+    mean: list[float]  # per channel, of pixels in [0, 1]
     std: list[float]
 
 
 def is_name(text):
-    """Whether a class may be called so: not too long, nothing that would drive a terminal, and encodable."""
+    """Whether a class may be called so: not too long, no control characters, and encodable."""
     return len(text) <= 255 and not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
 
 
@@ -325,7 +322,7 @@ def evaluate(net, loader, device, loss, seed=0, steps=None, amp="off", progress=
     num_cls = net.readout.weight.shape[0]
     correct, correct5 = (torch.zeros(steps, dtype=torch.long, device=device) for _ in range(2))
     class_correct, class_count = (torch.zeros(num_cls, dtype=torch.long, device=device) for _ in range(2))
-    losses, seen = AverageMeter(), 0
+    losses = AverageMeter()
     for images, labels in progress(loader) if progress else loader:
         images, labels = images.to(device), labels.to(device)
         with autocast(device, amp):
@@ -336,8 +333,7 @@ def evaluate(net, loader, device, loss, seed=0, steps=None, amp="off", progress=
         correct5 += hits.any(-1).sum(1)
         class_count += torch.bincount(labels, minlength=num_cls)
         class_correct += torch.bincount(labels[hits[-1, :, 0]], minlength=num_cls)
-        seen += len(labels)
-    if seen != loader.num_images:
-        raise RuntimeError(f"evaluated {seen} of {loader.num_images} images")
+    if losses.count != loader.num_images:
+        raise RuntimeError(f"evaluated {losses.count} of {loader.num_images} images")
     counts = (x.tolist() for x in (correct, correct5, class_correct, class_count))
-    return Evaluation(seen, losses.avg, *counts)
+    return Evaluation(losses.count, losses.avg, *counts)
