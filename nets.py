@@ -1,6 +1,6 @@
 """The nets that flags and checkpoints name: tables of their parts, building, weights, engine.
 
-A new norm, neuron, encoder or net is one row here. Only `build_net` and the flags know `args`.
+A new norm or neuron is one row here; nets and encoders are rows of `ARCHS` and `ENCODERS` in model.py.
 """
 
 import torch
