@@ -1,138 +1,29 @@
 """Spiking VGG nets with Batch Normalization Through Time (BNTT), in plain PyTorch.
 
-Kim & Panda, "Revisiting Batch Normalization for Training Low-Latency Deep Spiking Neural
-Networks From Scratch", Front. Neurosci. 15:773954 (2021), arXiv 2010.01729; equation numbers
-below are the paper's. Where the paper and the authors' code differ, the code is followed and
-the README's table says so.
+Kim & Panda, "Revisiting Batch Normalization for Training Low-Latency Deep Spiking Neural Networks From Scratch",
+Front. Neurosci. 15:773954 (2021), whose equation numbers these are. Where paper and authors' code differ, the code is
+followed (README). T time-steps, B images, C channels, K classes. Time lives inside a layer:
 
-Shapes: B images, C channels, H x W pixels, T time-steps, K classes.
-
-    net = SNN_VGG9_BNTT(num_steps=25)            # weights as the authors draw them for a seed
-    logits = net(images)                         # [B, K]: output voltage after T steps, over T
-    voltages = net.voltages(images)              # [T, B, K]: output voltage after every step
+    encoder(images, steps, t0)    images -> [T, B, C, H, W], from time-step t0 on
+    synapse, pool                 know no time: applied at each step
+    norm(x, t0)                   [T, B, C, ...] -> the same
+    neuron(currents, membrane)    [T, B, ...] -> (spikes [T, B, ...], membrane [B, ...] after the last step)
 """
 
-from typing import NamedTuple
+from collections import namedtuple
+from functools import partial
 
 import torch
 import torch.nn as nn
+
+from encoders import ENCODERS, PoissonGen, choose, require  # noqa: F401
 
 SURROGATE_ALPHA = 0.3  # eq. 8
 BN_EPS, BN_MOMENTUM = 1e-4, 0.1
 
 
-# ---- Input encoding --------------------------------------------------------------------------
-
-
-def PoissonGen(images, rescale_fac=2.0):
-    """Draw one time-step of ternary Poisson spikes: sign(x) with probability min(1, |x| / 2).
-
-    images: [B, C, H, W] after mean/std normalisation. Returns spikes in {-1, 0, 1} of the same
-    shape and dtype. One contiguous uniform draw in the images' own dtype, so that a seed gives the
-    same spikes whatever the memory format. (The authors' `PoissonGen`.)
-    """
-    uniform = torch.rand_like(images, memory_format=torch.contiguous_format)
-    return (uniform * rescale_fac <= images.abs()).to(images.dtype) * images.sign()
-
-
-class Encoder(nn.Module):
-    """What the first layer sees of the input at step t (from 0): encoder(images, t) -> [B, C, H, W].
-
-    num_steps: T; channels: C; size: S, pixels a side of the input. `input_shape` is that of one input,
-    `size` then the pixels a side of what the first layer sees.
-    """
-
-    random = False  # draws spikes, so that two runs differ
-    analog = False  # gives values, not spikes or event counts
-
-    def __init__(self, num_steps, channels, size):
-        super().__init__()
-        self.input_shape, self.size = (channels, size, size), size
-
-
-class PoissonEncoder(Encoder):
-    """Ternary Poisson spikes of normalised images: the authors' input."""
-
-    random = True
-
-    def forward(self, images, t):
-        return PoissonGen(images)
-
-
-class BinaryPoissonEncoder(Encoder):
-    """0/1 spikes with probability x, for images in [0, 1]: the textbook rate code."""
-
-    random = True
-
-    def forward(self, images, t):
-        uniform = torch.rand_like(images, memory_format=torch.contiguous_format)
-        return (uniform < images).to(images.dtype)
-
-
-class DirectEncoder(Encoder):
-    """The image itself, as an input current at every time-step."""
-
-    analog = True
-
-    def forward(self, images, t):
-        return images
-
-
-class FrameEncoder(Encoder):
-    """A frame a time-step, as it is: event frames [B, T, C, S, S], one channel per polarity."""
-
-    def __init__(self, num_steps, channels, size):
-        super().__init__(num_steps, channels, size)
-        self.input_shape = (num_steps, channels, size, size)
-
-    def forward(self, frames, t):
-        return frames[:, t]
-
-
-class PixelEncoder(Encoder):
-    """A pixel a time-step, row by row, as it is: sequential MNIST. T must be S * S; gives [B, C, 1, 1]."""
-
-    analog = True
-
-    def __init__(self, num_steps, channels, size):
-        super().__init__(num_steps, channels, size)
-        if num_steps != size**2:
-            raise ValueError(f"images of {size}x{size} pixels, one a time-step, need num_steps {size**2}")
-        self.size = 1
-
-    def forward(self, images, t):
-        return images.flatten(2)[:, :, t, None, None]
-
-
-class PermutedPixelEncoder(PixelEncoder):
-    """The pixels in one fixed random order, kept in the state dict: permuted sequential MNIST."""
-
-    def __init__(self, num_steps, channels, size):
-        super().__init__(num_steps, channels, size)
-        self.register_buffer("order", torch.randperm(num_steps, generator=torch.Generator().manual_seed(0)))
-
-    def forward(self, images, t):
-        return super().forward(images, self.order[t])
-
-
-ENCODERS = {
-    "poisson": PoissonEncoder,
-    "poisson_binary": BinaryPoissonEncoder,
-    "direct": DirectEncoder,
-    "frames": FrameEncoder,
-    "pixels": PixelEncoder,
-    "pixels_permuted": PermutedPixelEncoder,
-}
-
-
-# ---- Neuron ----------------------------------------------------------------------------------
-
-
 class SurrogateSpike(torch.autograd.Function):
-    """Heaviside step of v = u / threshold - 1, with the triangle of eq. 8 as its derivative.
-
-    Forward: 1 where v > 0, else 0. Backward: alpha * max(0, 1 - |v|).
-    """
+    """Heaviside step of v = u / threshold - 1; for its derivative the triangle of eq. 8, alpha * max(0, 1 - |v|)."""
 
     @staticmethod
     def forward(ctx, v):
@@ -146,105 +37,159 @@ class SurrogateSpike(torch.autograd.Function):
 
 
 class LIF(nn.Module):
-    """One time-step of leaky integrate-and-fire neurons: state in, state out, nothing kept.
+    """Leaky integrate-and-fire neurons, in one of two orders. The membrane is kept in at least float32.
 
-    integrate_first (eq. 4, and the authors' code since 2021-01-24):
-        u <- leak * u + current;  spike = 1[u > threshold];  u <- u - threshold * spike
-    fire_first (the authors' first upload: every layer answers one step late):
-        spike = 1[u > threshold];  u <- leak * u + current - threshold * spike
-
-    The reset (`threshold * spike`) carries no gradient. The membrane is kept in at least float32.
-    Watch a layer with `register_forward_hook`: called once a time-step, `output[0]` its spikes.
+    integrate_first: u <- leak * u + current; spike = 1[u > threshold]; u <- u - threshold * spike      (eq. 4)
+    fire_first:      spike = 1[u > threshold]; u <- leak * u + current - threshold * spike
+    The second is the authors' first upload: every layer answers one step late. The reset carries no gradient.
     """
 
     ORDERS = ("integrate_first", "fire_first")
 
     def __init__(self, leak, threshold=1.0, spike_order="integrate_first"):
         super().__init__()
-        if not 0 < leak <= 1:
-            raise ValueError(f"leak_mem must be in (0, 1], got {leak}")
-        if not 0 < threshold < float("inf"):
-            raise ValueError(f"threshold must be a positive number, got {threshold}")
-        if spike_order not in self.ORDERS:
-            raise ValueError(f"spike_order must be one of {self.ORDERS}, got {spike_order!r}")
+        require(0 < leak <= 1, f"leak_mem must be in (0, 1], got {leak}")
+        require(0 < threshold < float("inf"), f"threshold must be a positive number, got {threshold}")
+        require(spike_order in self.ORDERS, f"spike_order must be one of {self.ORDERS}, got {spike_order!r}")
         self.leak, self.threshold, self.spike_order = leak, threshold, spike_order
+        self.delay = int(spike_order == "fire_first")  # steps from a current to the first spike it can cause
 
     def fire(self, membrane):
         return SurrogateSpike.apply(membrane / self.threshold - 1.0)
 
-    def forward(self, current, membrane=None):
-        """current: [B, ...]; membrane: the same shape, or None at rest. Returns (spikes, membrane)."""
-        if membrane is None:
-            dtype = torch.promote_types(current.dtype, torch.float32)
-            membrane = torch.zeros_like(current, dtype=dtype)
+    def step(self, current, membrane):
+        """One time-step: current and membrane [B, ...] -> (spikes, membrane) of that shape."""
         if self.spike_order == "fire_first":
             spikes = self.fire(membrane)
-            membrane = self.leak * membrane + current - self.threshold * spikes.detach()
-        else:
-            membrane = self.leak * membrane + current
-            spikes = self.fire(membrane)
-            membrane = membrane - self.threshold * spikes.detach()
-        return spikes.to(current.dtype), membrane
+            return spikes, self.leak * membrane + current - self.threshold * spikes.detach()
+        membrane = self.leak * membrane + current
+        spikes = self.fire(membrane)
+        return spikes, membrane - self.threshold * spikes.detach()
 
-    def extra_repr(self):
-        return f"leak={self.leak}, threshold={self.threshold}, spike_order={self.spike_order!r}"
-
-
-# ---- Normalisation: modules called as norm(x, t) ------------------------------------------------
-
-
-def batch_norm(features, spatial):
-    """BatchNorm2d (spatial) or BatchNorm1d with the authors' constants, gamma and no beta."""
-    norm = (nn.BatchNorm2d if spatial else nn.BatchNorm1d)(features, BN_EPS, BN_MOMENTUM)
-    norm.bias = None
-    return norm
+    def forward(self, currents, membrane=None):
+        """currents: [T, B, ...]; membrane: [B, ...], None at rest. Returns (spikes [T, B, ...], membrane)."""
+        if membrane is None:
+            membrane = torch.zeros_like(currents[0], dtype=torch.promote_types(currents.dtype, torch.float32))
+        spikes = []
+        for current in currents:
+            fired, membrane = self.step(current, membrane)
+            spikes.append(fired.to(currents.dtype))
+        return torch.stack(spikes), membrane
 
 
 class BNTT(nn.ModuleList):
-    """Batch Normalization Through Time, eq. 9: one BatchNorm per time-step, no beta.
+    """Batch Normalization Through Time, eq. 9: gamma_t * (x - mu_t) / sqrt(var_t + eps) at step t, no beta.
 
-    gamma_t * (x - mu_t) / sqrt(var_t + eps), where step t has its own gamma and its own running
-    mean and variance.
+    Each time-step has its own BatchNorm: gamma, running mean and variance. What follows `forward` describes the norm to
+    others; per_step: in training, each step is normalised by the mean and variance of its own batch.
     """
 
-    def __init__(self, num_steps, features, spatial):
-        super().__init__(batch_norm(features, spatial) for _ in range(num_steps))
-
-    def forward(self, x, t):
-        return self[t](x)
-
-
-class SharedBN(nn.Module):
-    """The paper's first baseline: one BatchNorm (gamma, statistics) shared by all time-steps.
-
-    In training each step is normalised by its own batch and updates the shared running statistics.
-    """
+    per_step = gamma_per_step = True
 
     def __init__(self, num_steps, features, spatial):
-        super().__init__()
-        self.shared = batch_norm(features, spatial)
+        kind = nn.BatchNorm2d if spatial else nn.BatchNorm1d
+        super().__init__(kind(features, BN_EPS, BN_MOMENTUM) for _ in range(num_steps))
+        for bn in self:
+            bn.bias = None
 
-    def forward(self, x, t):
-        return self.shared(x)
+    def forward(self, x, t0=0):
+        return torch.stack([bn(step) for bn, step in zip(self.batch_norms(t0 + len(x))[t0:], x, strict=True)])
+
+    def batch_norms(self, T):
+        """The BatchNorm of each of the first T steps: one object where steps share it."""
+        return list(self)[:T]
+
+    def gamma(self, T):
+        """gamma of the first T steps, [T, C], as autograd sees it. (A norm with a beta has a method of that name.)"""
+        return torch.stack([bn.weight for bn in self.batch_norms(T)])
+
+    def affine(self, T):
+        """(a, b), float64 [T, C], as autograd sees them: in eval mode norm(x) = a x + b (eq. 15, exactly)."""
+        norms = self.batch_norms(T)
+        mean, var = (torch.stack([getattr(bn, f"running_{key}") for bn in norms]).double() for key in ("mean", "var"))
+        a = self.gamma(T).double() / (var + norms[0].eps).sqrt()
+        return a, -a * mean
 
 
-class NoNorm(nn.Module):
+class SharedBN(BNTT):
+    """The paper's first baseline: all time-steps share one BatchNorm, but each is normalised by its own batch."""
+
+    def __init__(self, num_steps, features, spatial):
+        super().__init__(0, features, spatial)
+        self.gamma_per_step = False
+        (self.shared,) = BNTT(1, features, spatial)
+
+    def batch_norms(self, T):
+        return [self.shared] * T
+
+
+class NoNorm(BNTT):
     """The paper's second baseline: no normalisation."""
 
     def __init__(self, num_steps, features, spatial):
-        super().__init__()
+        super().__init__(0, features, spatial)
+        self.gamma_per_step, self.features = False, features
 
-    def forward(self, x, t):
+    def forward(self, x, t0=0):
         return x
+
+    def affine(self, T):
+        return torch.ones(T, self.features).double(), torch.zeros(T, self.features).double()
+
+
+def each_step(module, x):
+    """Apply a module that knows no time to every step of x: [T, B, ...] -> [T, B, ...]."""
+    return module(x) if isinstance(module, nn.Identity) else torch.stack([module(step) for step in x])
+
+
+class SpikingNet(nn.Module):
+    """What all nets share: encoding, blocks of time, output voltage (eq. 5). A net need not be a chain of layers.
+
+    A net has num_steps, encoder and output_currents(x, t0, fire) -> [T, B, K], those of the output neurons. x: encoded
+    images from step t0 on; fire(neuron, currents) -> spikes, both [T, B, ...], keeps the membranes between blocks.
+    """
+
+    def check_input(self, images, steps=None):
+        """Return the number of steps to run; ValueError if the images or steps do not fit the net."""
+        steps = self.num_steps if steps is None else steps
+        require(1 <= steps <= self.num_steps, f"steps must be between 1 and num_steps = {self.num_steps}, got {steps}")
+        self.encoder.check_input(images)
+        trained = any(m.training for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+        require(len(images) > 1 or not trained, "batch norm cannot train on a batch of one image, or none: use two")
+        return steps
+
+    def stream(self, images, steps=None, block=1):
+        """Generate `voltages` block by block of time-steps, in the memory of one; who stops iterating stops the work.
+
+        In training mode, or with gradients, all steps are one block."""
+        steps, voltage, membranes = self.check_input(images, steps), 0.0, {}
+
+        def fire(neuron, currents):
+            spikes, membranes[neuron] = neuron(currents, membranes.get(neuron))
+            return spikes
+
+        block = steps if self.training or torch.is_grad_enabled() else block
+        for t0 in range(0, steps, block):
+            encoded, trace = self.encoder(images, min(block, steps - t0), t0), []
+            for current in self.output_currents(encoded, t0, fire):
+                trace.append(voltage := voltage + current.to(torch.promote_types(images.dtype, torch.float32)))
+            yield torch.stack(trace)
+
+    def voltages(self, images, steps=None):
+        """Output voltage after each of the first `steps` (default all) time-steps, [steps, B, K], of images [B, ...].
+
+        `voltages[t - 1].argmax(-1)` is the prediction of an exit after t steps. ValueError as `check_input`."""
+        return torch.cat(list(self.stream(images, steps)))
+
+    def forward(self, images, steps=None):
+        """Logits [B, K]: the output voltage after `steps` (default all) time-steps, over `steps`."""
+        voltages = self.voltages(images, steps)
+        return voltages[-1] / len(voltages)
 
 
 NORMS = {"bntt": BNTT, "bn": SharedBN, "none": NoNorm}
-
-
-# ---- Network ---------------------------------------------------------------------------------
-
-# Output channels of each convolution, "A" = 2x2 average pool, "G" = global average pool; then the
-# widths of the spiking fully connected layers. The non-spiking output layer follows.
+Layer = namedtuple("Layer", "name synapse norm lif pool")  # spikes = pool(lif(norm(synapse(x))))
+# Channels of each convolution, "A" = 2x2 average pool, "G" = global average pool; widths of the spiking linear layers.
 ARCHS = {
     "vgg9": ((64, 64, "A", 128, 128, "A", 256, 256, 256, "A"), (1024,)),
     "vgg11": ((64, "A", 128, "A", 256, 256, "A", 512, 512, "A", 512, 512, "G"), (4096,)),
@@ -253,149 +198,83 @@ ARCHS = {
 }
 
 
-class Layer(NamedTuple):
-    """One spiking layer: spikes = pool(lif(norm(synapse(x), t)))."""
-
-    name: str
-    synapse: nn.Module
-    norm: nn.Module
-    lif: LIF
-    pool: nn.Module
-
-
-class SpikingVGG(nn.Module):
+class SpikingVGG(SpikingNet):
     """A spiking VGG: weight layers without bias, normalisation, LIF neurons, average pooling.
 
-    arch: a row of ARCHS. num_steps: T. leak_mem: membrane leak per step, in (0, 1]. img_size:
-    H = W of the input in pixels. num_cls: K. norm: a name in NORMS, or any callable
-    (num_steps, features, spatial) -> module called as norm(x, t). encoding: a name in ENCODERS.
-    Raises ValueError on values that make no net.
-
-    Modules carry the authors' names (conv1, bntt1, ..., fc1, bntt_fc, fc2), so that state dicts
-    are exchanged freely; `layers()` lists them in order.
+    arch: a row of ARCHS. num_steps: T. leak_mem: in (0, 1]. img_size: H = W of the input. num_cls: K. norm, encoding: a
+    name in NORMS or ENCODERS, or a factory norm(num_steps, features, spatial), encoding(num_steps, channels, size).
+    neuron: a factory neuron(leak, threshold, spike_order). ValueError on values that make no net. Modules carry the
+    authors' names (conv1, bntt1, ..., fc1, bntt_fc, fc2), so that state dicts are exchanged freely.
     """
 
     def __init__(
-        self, arch, num_steps, leak_mem=0.95, img_size=32, num_cls=10, *, in_channels=3,
-        threshold=1.0, norm="bntt", spike_order="integrate_first", encoding="poisson",
+        self, arch, num_steps, leak_mem=0.95, img_size=32, num_cls=10, *, in_channels=3, threshold=1.0, norm="bntt",
+        spike_order="integrate_first", encoding="poisson", neuron=LIF,
     ):  # fmt: skip
         super().__init__()
-        _choice("arch", arch, ARCHS)
-        _choice("encoding", encoding, ENCODERS)
-        if isinstance(norm, str):
-            norm = NORMS[_choice("norm", norm, NORMS)]
+        channels, hidden = choose("arch", arch, ARCHS)
+        norm, encoding = choose("norm", norm, NORMS), choose("encoding", encoding, ENCODERS)
         for key, value in dict(num_steps=num_steps, num_cls=num_cls, in_channels=in_channels).items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{key} must be an integer of at least 1, got {value}")
-        self.num_steps = num_steps
-        self.encoder = ENCODERS[encoding](num_steps, in_channels, img_size)
-        channels, hidden = ARCHS[arch]
-        self._names = []
+            require(isinstance(value, int) and value >= 1, f"{key} must be an integer of at least 1, got {value}")
+        self.num_steps, self.encoder = num_steps, encoding(num_steps, in_channels, img_size)
+        self._norms, c, size, smallest = {}, in_channels, self.encoder.size, 2 ** channels.count("A")
+        require(size >= smallest, f"img_size of {arch} must be at least {smallest}, got {size}")
 
-        def add(name, synapse, norm_name, spatial, pool=None):
-            features = synapse.weight.shape[0]
-            setattr(self, name, synapse)
-            setattr(self, norm_name, norm(num_steps, features, spatial))
-            setattr(self, f"lif_{name}", LIF(leak_mem, threshold, spike_order))
-            setattr(self, f"pool_{name}", pool or nn.Identity())
-            self._names.append((name, norm_name))
+        def add(name, norm_name, synapse, pool=None):
+            self._norms[name] = norm_name
+            self.add_module(name, synapse)
+            self.add_module(norm_name, norm(num_steps, len(synapse.weight), isinstance(synapse, nn.Conv2d)))
+            self.add_module(f"lif_{name}", neuron(leak_mem, threshold, spike_order))
+            self.add_module(f"pool_{name}", pool or nn.Identity())
 
-        c, size = in_channels, self.encoder.size
-        for i, (width, pool) in enumerate(_with_pools(channels), start=1):
-            conv = nn.Conv2d(c, width, kernel_size=3, padding=1, bias=False)
-            pools = {None: nn.Identity, "A": lambda: nn.AvgPool2d(2), "G": lambda: nn.AdaptiveAvgPool2d(1)}
-            add(f"conv{i}", conv, f"bntt{i}", True, pools[pool]())
-            c, size = width, {None: size, "A": size // 2, "G": min(size, 1)}[pool]
-        if size < 1:
-            smallest = 2 ** channels.count("A")
-            raise ValueError(f"img_size of {arch} must be at least {smallest}, got {self.encoder.size}")
-        features = c * size * size
-        for i, width in enumerate(hidden, start=1):
-            norm_name = "bntt_fc" if len(hidden) == 1 else f"bntt_fc{i}"
-            add(f"fc{i}", nn.Linear(features, width, bias=False), norm_name, False)
-            features = width
-        self._output = f"fc{len(hidden) + 1}"
-        setattr(self, self._output, nn.Linear(features, num_cls, bias=False))
-        for synapse in [*(layer.synapse for layer in self.layers()), self.readout]:
-            nn.init.xavier_uniform_(synapse.weight, gain=2)
+        for width, after in zip(channels, (*channels[1:], None), strict=False):
+            if isinstance(width, int):
+                i, pool = len(self._norms) + 1, {"A": nn.AvgPool2d(2), "G": nn.AdaptiveAvgPool2d(1)}.get(after)
+                add(f"conv{i}", f"bntt{i}", nn.Conv2d(c, width, kernel_size=3, padding=1, bias=False), pool)
+                c, size = width, {"A": size // 2, "G": 1}.get(after, size)
+        widths = [c * size * size, *hidden, num_cls]
+        for i in range(1, len(hidden) + 1):
+            add(f"fc{i}", f"bntt_fc{i if len(hidden) > 1 else ''}", nn.Linear(*widths[i - 1 : i + 1], bias=False))
+        self._readout = f"fc{len(hidden) + 1}"
+        self.add_module(self._readout, nn.Linear(*widths[-2:], bias=False))
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.xavier_uniform_(module.weight, gain=2)
 
     def layers(self):
         """The spiking layers, input to output: a list of `Layer`."""
-        return [
-            Layer(n, *(getattr(self, part) for part in (n, norm, f"lif_{n}", f"pool_{n}"))) for n, norm in self._names
-        ]
+        keys = {name: (name, norm, f"lif_{name}", f"pool_{name}") for name, norm in self._norms.items()}
+        return [Layer(name, *(getattr(self, key) for key in keys[name])) for name in keys]
 
     @property
     def readout(self):
         """The output layer: no spikes, no leak; its voltage accumulates over time (eq. 5)."""
-        return getattr(self, self._output)
+        return getattr(self, self._readout)
 
     def gammas(self):
-        """{layer name: gamma [T, features]} of the layers with a BatchNorm per time-step."""
-        bntt = {layer.name: layer.norm for layer in self.layers() if isinstance(layer.norm, BNTT)}
-        return {name: torch.stack([bn.weight for bn in norm]).detach() for name, norm in bntt.items()}
+        """{layer name: gamma [T, features]} of the layers with a gamma of their own at every time-step."""
+        norms = {layer.name: layer.norm for layer in self.layers() if getattr(layer.norm, "gamma_per_step", False)}
+        return {name: norm.gamma(self.num_steps).detach() for name, norm in norms.items()}
 
-    def check_input(self, images, steps=None):
-        """Return the number of steps to run; ValueError if the images or steps do not fit the net."""
-        steps = self.num_steps if steps is None else steps
-        if not 1 <= steps <= self.num_steps:
-            raise ValueError(f"steps must be between 1 and num_steps = {self.num_steps}, got {steps}")
-        if not images.is_floating_point():
-            raise ValueError(f"the net takes images of floating point, normalised, got {images.dtype}")
-        if images.shape[1:] != self.encoder.input_shape:
-            expected = ", ".join(["B", *map(str, self.encoder.input_shape)])
-            raise ValueError(f"the net takes images [{expected}], got {list(images.shape)}")
-        batch_norms = (m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-        if len(images) < 2 and any(norm.training for norm in batch_norms):
-            raise ValueError("batch norm cannot train on a batch of one image, or none: use two or more")
-        return steps
+    def output_currents(self, x, t0, fire):
+        layers = self.layers()
+        for i, layer in enumerate(layers):
+            x = x.flatten(2) if isinstance(layer.synapse, nn.Linear) else x
+            late = sum(getattr(later.lif, "delay", 0) for later in layers[i:])
+            x = each_step(layer.pool, fire(layer.lif, self._currents(layer, x, t0, max(0, len(x) - late))))
+        return each_step(self.readout, x.flatten(2))
 
-    def voltages(self, images, steps=None):
-        """Output voltage after each of the first `steps` (default all) time-steps, [steps, B, K].
-
-        images: [B, C, H, W], or [B, T, C, H, W] with `encoding="frames"`. `voltages[t - 1].argmax(-1)` is
-        the prediction of an exit after t steps.
-        """
-        steps = self.check_input(images, steps)
-        layers, membranes, trace = self.layers(), {}, []
-        voltage, dtype = 0.0, torch.promote_types(images.dtype, torch.float32)
-        for t in range(steps):
-            x = self.encoder(images, t)
-            for layer in layers:
-                if isinstance(layer.synapse, nn.Linear):
-                    x = x.flatten(1)
-                current = layer.norm(layer.synapse(x), t)
-                spikes, membranes[layer.name] = layer.lif(current, membranes.get(layer.name))
-                x = layer.pool(spikes)
-            voltage = voltage + self.readout(x.flatten(1)).to(dtype)
-            trace.append(voltage)
-        return torch.stack(trace)
-
-    def forward(self, images, steps=None):
-        """Logits [B, K]: the output voltage after `steps` (default all) time-steps, over `steps`."""
-        voltages = self.voltages(images, steps)
-        return voltages[-1] / len(voltages)
+    @staticmethod
+    def _currents(layer, x, t0, live):
+        """norm(synapse(x)) of eq. 9. The steps from `live` on cannot reach the output (firing first delays): their
+        gammas must have no gradient, not even zero, by which weight decay would shrink them."""
+        if live == len(x) or not torch.is_grad_enabled() or not getattr(layer.norm, "per_step", False):
+            return layer.norm(each_step(layer.synapse, x), t0)
+        early = [layer.norm(each_step(layer.synapse, x[:live]), t0)] if live else []
+        with torch.no_grad():
+            late = layer.norm(each_step(layer.synapse, x[live:]), t0 + live)
+        return torch.cat([*early, late])
 
 
-def SNN_VGG9_BNTT(num_steps, leak_mem=0.95, img_size=32, num_cls=10, **options):
-    """VGG9 under the authors' name and signature; options as in `SpikingVGG`. img_size >= 8."""
-    return SpikingVGG("vgg9", num_steps, leak_mem, img_size, num_cls, **options)
-
-
-def SNN_VGG11_BNTT(num_steps, leak_mem=0.95, img_size=32, num_cls=10, **options):
-    """VGG11 under the authors' name and signature; options as in `SpikingVGG`. img_size >= 16."""
-    return SpikingVGG("vgg11", num_steps, leak_mem, img_size, num_cls, **options)
-
-
-def _choice(key, value, table):
-    if value not in table:
-        raise ValueError(f"{key} must be one of {', '.join(table)}, got {value!r}")
-    return value
-
-
-def _with_pools(channels):
-    """(64, "A", 128) -> (64, "A"), (128, None): each convolution with the pool that follows it."""
-    for i, width in enumerate(channels):
-        if isinstance(width, int):
-            pool = channels[i + 1] if i + 1 < len(channels) else None
-            yield width, pool if isinstance(pool, str) else None
+# The authors' names and signatures; img_size at least 8 and 16, options as in `SpikingVGG`.
+SNN_VGG9_BNTT, SNN_VGG11_BNTT = partial(SpikingVGG, "vgg9"), partial(SpikingVGG, "vgg11")

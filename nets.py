@@ -1,22 +1,28 @@
 """The nets that flags and checkpoints name: tables of their parts, building, weights, engine.
 
-A new norm or neuron is one row here; nets and encoders are rows of `ARCHS` and `ENCODERS` in model.py.
+A new norm or neuron is a class of its own (see baselines.py) and one row here; encoders are rows in encoders.py,
+chains of layers in model.py.
 """
+
+from functools import partial
 
 import torch
 
 import fused
 import runs
 from arguments import positive_float, size, unit_float
-from model import ARCHS, BNTT, ENCODERS, LIF, NoNorm, SharedBN, SpikingVGG
+from baselines import PLIF, TdBN
+from encoders import ENCODERS
+from model import ARCHS, BNTT, LIF, NoNorm, SharedBN, SpikingVGG
 from utill import DataFacts, UserError
 
 NORMS = {  # args -> the norm as SpikingVGG takes it
     "bntt": lambda args: BNTT,
     "bn": lambda args: SharedBN,
     "none": lambda args: NoNorm,
+    "tdbn": lambda args: partial(TdBN, threshold=args.threshold),
 }
-NEURONS = {"lif": LIF}
+NEURONS = {"lif": LIF, "plif": PLIF}
 
 # What a checkpoint must say of its net and data, and what of its settings belonged to the training alone.
 NEEDED = ("arch", "num_steps", "leak_mem", "threshold", "norm", "encoding", "spike_order", "dataset")
@@ -40,12 +46,12 @@ def add_net_arguments(parser):
 
 def build_net(args, facts):
     """The `SpikingVGG` that the flags ask for, for data of these `DataFacts`; UserError where they make no net."""
-    neuron = {} if args.neuron == "lif" else {"neuron": NEURONS[args.neuron]}
     try:
         return SpikingVGG(
             args.arch, args.num_steps, args.leak_mem, facts.img_size, len(facts.classes),
             in_channels=facts.in_channels, threshold=args.threshold, norm=NORMS[args.norm](args),
-            spike_order=args.spike_order, encoding=args.encoding, **neuron,
+            spike_order=args.spike_order, encoding=args.encoding,
+            neuron=NEURONS[args.neuron],
         )  # fmt: skip
     except ValueError as error:
         raise UserError(str(error)) from None

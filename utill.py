@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
 
@@ -227,43 +228,60 @@ class AverageMeter:
 
 
 class SpikeMeter:
-    """Count the spikes of the input and of every layer at every time-step, through forward hooks.
+    """Count spikes and operations at every time-step, through forward hooks, in any net made of our parts.
 
         with SpikeMeter(net) as meter:
             net(images)
         meter.spikes["conv1"]     # [T] float64: spikes at each step, over all images and neurons
 
-    Works on any engine that calls the hooks of `net.encoder` and of the LIF modules once a step.
+    Neurons are the modules with a firing `threshold` (`lif_conv1` is called conv1); they and `net.encoder` show a
+    block of steps at a time. Synapses are convolutions and linear layers, and show one step at a time.
     """
 
     def __init__(self, net, steps=None):
         self.net, self.steps = net, steps or net.num_steps
-        self.spikes = {n: torch.zeros(self.steps, dtype=torch.float64) for n in ["input", *self._layers()]}
-        self.neurons, self._calls, self._handles = {}, dict.fromkeys(self.spikes, 0), []
-        self.images = 0
+        modules = dict(net.named_modules())
+        self._neurons = {name.removeprefix("lif_"): m for name, m in modules.items() if hasattr(m, "threshold")}
+        self._synapses = [m for m in modules.values() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
+        self.spikes = {n: torch.zeros(self.steps, dtype=torch.float64) for n in ["input", *self._neurons]}
+        self.neurons, self.images = {}, 0
+        self._operations, self._encoded = torch.zeros(self.steps, dtype=torch.float64), None
+        self._steps_seen = dict.fromkeys([*self.spikes, *self._synapses], 0)
 
-    def _layers(self):
-        return {layer.name: layer for layer in self.net.layers()}
+    def _next(self, key, steps=1):
+        """The step, of a run, that comes next at this place."""
+        t = self._steps_seen[key] % self.steps
+        self._steps_seen[key] += steps
+        return t
 
-    def _hook(self, name):
-        def hook(module, inputs, output):
-            spikes = output[0] if isinstance(output, tuple) else output
-            self.spikes[name][self._calls[name] % self.steps] += spikes.abs().sum(dtype=torch.float64).cpu()
-            self.neurons[name] = spikes[0].numel()
-            self._calls[name] += 1
-            if name == "input" and self._calls[name] % self.steps == 0:
-                self.images += len(spikes)
+    def _see_spikes(self, name, spikes):
+        """spikes: [t, B, ...]"""
+        t = self._next(name, len(spikes))
+        self.spikes[name][t : t + len(spikes)] += spikes.abs().flatten(1).sum(1, dtype=torch.float64).cpu()
+        self.neurons[name] = spikes[0, 0].numel()
 
-        return hook
+    def _see_input(self, module, inputs, encoded):
+        self._encoded = encoded
+        self._see_spikes("input", encoded)
+        self.images += encoded.shape[1] * (self._steps_seen["input"] % self.steps == 0)
+
+    def _see_synapse(self, module, inputs, output):
+        """A step's accumulate operations: dense multiply-adds x mean |input|; those of analog input count in full."""
+        x = inputs[0]
+        analog = self.net.encoder.analog and _same_memory(x, self._encoded)
+        rate = 1.0 if analog else x.abs().mean(dtype=torch.float64).item()
+        self._operations[self._next(module)] += output.numel() * module.weight[0].numel() * rate
 
     def __enter__(self):
-        watched = {"input": self.net.encoder, **{n: layer.lif for n, layer in self._layers().items()}}
-        self._handles = [module.register_forward_hook(self._hook(name)) for name, module in watched.items()]
+        see = {m: lambda m, i, out, n=n: self._see_spikes(n, out[0]) for n, m in self._neurons.items()}
+        see |= {self.net.encoder: self._see_input} | dict.fromkeys(self._synapses, self._see_synapse)
+        self._handles = [module.register_forward_hook(hook) for module, hook in see.items()]
         return self
 
     def __exit__(self, *exc):
         for handle in self._handles:
             handle.remove()
+        self._encoded = None
 
     def rates(self):
         """{layer: spikes of an image over all T / neurons of the layer}; may exceed 1 (paper, supplement D)."""
@@ -276,20 +294,17 @@ class SpikeMeter:
         return sum(float(s.sum()) for n, s in self.spikes.items() if n != "input") / max(self.images, 1)
 
     def operations(self):
-        """[T] accumulate operations per image and step: a layer's dense multiply-adds x its input's spike rate.
+        """[T] accumulate operations per image and step, from what each synapse sees.
 
-        The rate is that of the presynaptic neurons, so an average-pooled input counts as spikes. An input
-        that is no spikes (Encoder.analog) costs its multiply-adds in full. The non-spiking output layer is included.
+        A synapse costs its dense multiply-adds times the mean size of its input: the spike rate of the neurons before
+        it, also where their spikes were averaged by a pool or added in a residual net. An input that is no spikes
+        (Encoder.analog) costs its multiply-adds in full. The output layer, which does not spike, is included.
         """
-        total, source = torch.zeros(self.steps, dtype=torch.float64), "input"
-        synapses = [(n, layer.synapse.weight, self.neurons[n]) for n, layer in self._layers().items()]
-        readout = self.net.readout.weight
-        for name, weight, neurons in [*synapses, (None, readout, readout.shape[0])]:
-            dense = neurons * weight[0].numel()
-            rate = self.spikes[source] / (self.neurons[source] * max(self.images, 1))
-            total += dense * (torch.ones_like(rate) if source == "input" and self.net.encoder.analog else rate)
-            source = name
-        return total
+        return self._operations / max(self.images, 1)
+
+
+def _same_memory(x, y):
+    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
 
 
 class Evaluation(NamedTuple):

@@ -1,9 +1,4 @@
-"""The fused engine: a net from model.py run layer by layer over all time-steps at once.
-
-    net = fused.attach(SNN_VGG9_BNTT(num_steps=25))     # same parameters, buffers and state dict
-    with torch.autocast("cpu", torch.bfloat16):         # or without, in float32 or float64
-        loss = criterion(net(images), labels)
-    loss.backward()
+"""One run of a net from model.py, layer by layer, over all time-steps at once: the maths of the fused engine.
 
 A feed-forward spiking net needs its time loop only inside the neuron. So a layer is run over all T
 steps at once: its convolution sees [T * B, C, H, W], and all that stands between two convolutions is
@@ -25,170 +20,34 @@ a few passes over the matrix x[t, n, c] of its outputs (n = image and pixel, c =
                 S2 = sum_n d (x - mu), all that BatchNorm's backward pass needs:
                     dgamma_t = S2 / sqrt(var_t + eps)
   affine        dx = a d - a S1 / N - a (x - mu) S2 / (N (var + eps)), as k1 d + k2 x + k3.
+                A norm whose statistics run over batch and time (tdBN) has the means of S1 and S2 over t here.
   unpack        the byte counts as numbers again, for the gradient of the next layer's weights.
 
 For the backward pass a layer keeps x and the packed spikes, nothing else. `save_memory` cuts time
 into blocks, keeps the membranes at their borders, and runs each block again in the backward pass:
-exact, for BatchNorm's statistics belong to one time-step and the draws are kept.
+exact, for the statistics of a time-step are measured once and the draws are kept.
 
-This file is the engine; the passes are in cpu.py (C++) and triton.py, one for each kind
-of device. model.py knows of none of them.
+What a norm is, it says itself (`batch_norms`, `per_step`, `gamma`, `beta`, `affine`): no type of norm is known here.
+The passes are in cpu.py (C++) and triton.py, one for each kind of device.
 """
 
 import functools
 import sys
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from fused.common import Shape, Unsupported
-from model import BNTT, ENCODERS, LIF, NoNorm, SharedBN
 
-MAX_POOL = 15  # packed spikes count those of a window in one byte
 INFERENCE_BYTES = 2**29  # of one layer's outputs over the time-steps run at once, without gradients
 READOUT_NUMBERS = 2**22  # of the output layer's input in its own dtype at once: larger ones cost page faults
 
 
-# ---- Attaching ---------------------------------------------------------------------------------
-
-
-def attach(net, save_memory=None):
-    """Make `net` run fused, in place, and return it. Raises `Unsupported` where it cannot.
-
-    save_memory: None, or the time-steps of one block: memory then grows by one membrane a block instead
-    of by every time-step, for one more forward pass. `detach(net)` undoes it; parameters and buffers
-    stay the same objects.
-    Of forward hooks, those of the encoder and of the LIF modules are called (once a step, as ever).
-    """
-    reason = why_not(net)
-    if reason:
-        raise Unsupported(reason)
-    if not isinstance(net, FusedNet):
-        net.__class__ = _fused_class(type(net))
-    net._block = save_memory
-    return net
-
-
-def detach(net):
-    """Make `net` run by its own plain time loop again, and return it."""
-    if isinstance(net, FusedNet):
-        net.__class__ = type(net).__mro__[2]
-        del net._block
-    return net
-
-
-def why_not(net):
-    """None if `net` can run fused where it now lies, else the reason as a sentence."""
-    device = next(net.parameters()).device
-    try:
-        _backend(device.type)
-    except Unsupported as error:
-        return str(error)
-    if type(net.encoder) not in ENCODERS.values():
-        return f"the fused engine does not know the encoder {type(net.encoder).__name__}"
-    for layer in net.layers():
-        if type(layer.norm) not in (BNTT, SharedBN, NoNorm):
-            return f"the fused engine does not know the normalisation {type(layer.norm).__name__}"
-        norms = [m for m in layer.norm.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if not all(_knows_batch_norm(norm, norms[0]) for norm in norms):
-            return f"the fused engine does not know the batch norm of {layer.name}"
-        if type(layer.lif) is not LIF:
-            return f"the fused engine does not know the neuron {type(layer.lif).__name__}"
-        if not _knows_pool(layer.pool):
-            return f"the fused engine does not know the pooling {layer.pool}"
-        if not _knows_synapse(layer.synapse):
-            return f"the fused engine does not know the weight layer {layer.synapse}"
-    side = max((shape.pool for shape in _shapes(net, 1, 1)), default=1)
-    if side > MAX_POOL:
-        return f"the fused engine pools windows of up to {MAX_POOL}x{MAX_POOL}, this net has {side}x{side}"
-    return None
-
-
-def _knows_batch_norm(norm, first):
-    plain = norm.weight is not None and norm.bias is None and norm.track_running_stats
-    return plain and norm.momentum is not None and (norm.eps, norm.momentum) == (first.eps, first.momentum)
-
-
-def _knows_pool(pool):
-    if isinstance(pool, nn.AvgPool2d):
-        plain = pool.padding == 0 and not pool.ceil_mode and pool.divisor_override is None
-        return isinstance(pool.kernel_size, int) and pool.stride == pool.kernel_size and plain
-    if isinstance(pool, nn.AdaptiveAvgPool2d):
-        return pool.output_size in (1, (1, 1))
-    return isinstance(pool, nn.Identity)
-
-
-def _knows_synapse(synapse):
-    if isinstance(synapse, nn.Conv2d):
-        same = all(2 * pad == kernel - 1 for pad, kernel in zip(synapse.padding, synapse.kernel_size, strict=True))
-        simple = synapse.stride == synapse.dilation == (1, 1) and synapse.groups == 1
-        return same and simple and synapse.padding_mode == "zeros" and synapse.bias is None
-    return isinstance(synapse, nn.Linear) and synapse.bias is None
-
-
-class FusedNet:
-    """Mixed into the class of a net by `attach`: overrides the time loop."""
-
-    def voltages(self, images, steps=None):
-        steps = self.check_input(images, steps)
-        if images.requires_grad or not len(images):  # a gradient of the images, as attacks want it, or none at all
-            return super().voltages(images, steps)
-        run = _Run(self, images, steps)
-        if run.dtype not in run.passes.dtypes:
-            return super().voltages(images, steps)
-        spikes = torch.stack([self.encoder(images, t) for t in range(steps)])
-        gammas = [run.gamma(i) for i in range(len(run.layers))]
-        weights = [layer.synapse.weight for layer in run.layers] + [self.readout.weight]
-        return _FusedVoltages.apply(run, spikes, *weights, *gammas)
-
-
 @functools.cache
-def _fused_class(cls):
-    return type(f"Fused{cls.__name__}", (FusedNet, cls), {})
-
-
-class GraphedStep:
-    """A training step as one CUDA graph: thousands of kernel launches become one.
-
-    step(images, labels) -> tuple of tensors; it may ask nothing of the GPU, must drop the gradients
-    (zero_grad(set_to_none=True)) and update the weights itself. The first `warm` batches, and batches of
-    another shape, run as they are: they compile kernels and create the optimizer's state. The returned
-    tensors are overwritten by the next call. Poisson draws go on from the default generator as without.
-    """
-
-    def __init__(self, step, warm=3):
-        self.step, self.warm, self.side = step, warm, None
-        self.forget()
-
-    def forget(self):
-        """Capture anew: after a change of what the graph has fixed, such as the learning rate."""
-        self.graph, self.inputs, self.outputs = None, None, None
-
-    def __call__(self, images, labels):
-        if self.warm > 0 or (self.graph and images.shape != self.inputs[0].shape):
-            self.warm = max(0, self.warm - 1)
-            self.side = self.side or torch.cuda.Stream()  # capturing wants the state to come from a side stream
-            self.side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.side):
-                outputs = self.step(images, labels)
-            torch.cuda.current_stream().wait_stream(self.side)
-            return outputs
-        if self.graph is None:
-            self.inputs, self.graph = (images.clone(), labels.clone()), torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                self.outputs = self.step(*self.inputs)
-        for kept, new in zip(self.inputs, (images, labels), strict=True):
-            kept.copy_(new, non_blocking=True)
-        self.graph.replay()
-        return self.outputs
-
-
-# ---- One run of a net ----------------------------------------------------------------------------
-
-
-@functools.cache
-def _backend(device_type):
+def backend(device_type):
+    """The passes for a kind of device. Raises `Unsupported` where there are none."""
     if device_type == "cpu":
         if sys.platform == "win32":
             raise Unsupported("the fused engine has no CPU build for Windows")
@@ -208,42 +67,64 @@ def _backend(device_type):
     raise Unsupported(f"the fused engine does not know the device {device_type}")
 
 
-def _shapes(net, B, T):
+def shapes(net, B, T):
     """The `Shape` of every spiking layer of `net`."""
-    shapes, size = [], net.encoder.size
+    found, size = [], net.encoder.size
     for layer in net.layers():
         size = size if isinstance(layer.synapse, nn.Conv2d) else 1
         kernel = getattr(layer.pool, "kernel_size", 1)
         pool = size if isinstance(layer.pool, nn.AdaptiveAvgPool2d) else kernel
         features, lif = layer.synapse.weight.shape[0], layer.lif
         fire_first = lif.spike_order == "fire_first"
-        shapes.append(Shape(T, B, size, size, features, pool, fire_first, lif.leak, lif.threshold))
+        found.append(Shape(T, B, size, size, features, pool, fire_first, lif.leak, lif.threshold))
         size //= pool
-    return shapes
+    return found
 
 
-class _Run:
-    """One forward pass and its backward pass: the net's layers, shapes, dtypes and what is kept."""
+class Scale(NamedTuple):
+    """A norm as y = a x + b over one block of time; [T, C] each, a, b and mean in state_dtype, the others float64."""
 
-    def __init__(self, net, images, steps):
+    a: torch.Tensor
+    b: torch.Tensor
+    mean: torch.Tensor  # of the batch; 0 where the batch is not measured
+    rstd: torch.Tensor | None  # 1 / sqrt(var + eps) of the batch; None where it is not measured
+    gamma: torch.Tensor | None
+
+
+class Run:
+    """One forward pass and its backward pass: the net's layers, shapes, dtypes and what is kept.
+
+    block: time-steps run at once; None: all of them with gradients or in training mode, else as many as fit.
+    """
+
+    def __init__(self, net, images, steps, block=None):
         self.net, self.layers, self.steps = net, net.layers(), steps
         self.device = images.device
-        self.passes = _backend(self.device.type)
+        self.passes = backend(self.device.type)
         weight = net.readout.weight
         autocast = torch.is_autocast_enabled(self.device.type) and weight.dtype != torch.float64
         self.dtype = torch.get_autocast_dtype(self.device.type) if autocast else weight.dtype
         self.state_dtype = torch.promote_types(self.dtype, torch.float32)
         self.grad_enabled = torch.is_grad_enabled()
-        self.shapes = _shapes(net, len(images), steps)
+        self.shapes = shapes(net, len(images), steps)
         most = max(s.N * s.C for s in self.shapes) * self.dtype.itemsize
-        if net._block:
-            self.block = min(net._block, steps)
-        elif self.grad_enabled:
-            self.block = steps
-        else:  # nothing is kept: as many steps at once as fit
-            self.block = min(steps, max(1, INFERENCE_BYTES // most))
-        self.norms = [{} for _ in self.layers]
+        fit = steps if self.grad_enabled or net.training else max(1, INFERENCE_BYTES // most)
+        self.block = min(block or fit, steps)
+        self.norms = [layer.norm.batch_norms(steps) for layer in self.layers]
+        self.measured = [bool(norms) and norms[0].training for norms in self.norms]
+        # gamma and beta of a norm that measures its batch, else a and b: as autograd sees them
+        self.scales = [self.scale_parameters(i, self.live_steps(i)) for i in range(len(self.layers))]
         self.replaying = False  # in the backward pass, where hooks are not called again
+
+    def knows_dtype(self):
+        return self.dtype in self.passes.dtypes
+
+    def prepared(self, weights):
+        """Those of the layers in dtype and as the passes take them, and that of the output layer in state_dtype."""
+        *weights, readout = (w.detach() for w in weights)
+        weights = [w.to(self.dtype) for w in weights]
+        weights = [w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w for w in weights]
+        return weights, readout.to(self.state_dtype)
 
     def blocks(self):
         return [(t, min(t + self.block, self.steps)) for t in range(0, self.steps, self.block)]
@@ -254,67 +135,57 @@ class _Run:
             return [None] * len(self.layers)
         return [torch.zeros(s.N, s.C, dtype=self.state_dtype, device=self.device) for s in self.shapes]
 
-    # -- BatchNorm as x -> a x + b, per time-step and channel
+    # -- Norms as x -> a x + b, per time-step and channel
 
     def live_steps(self, i):
-        """Steps whose current can still reach the output: firing first loses one a layer."""
-        later = sum(shape.fire_first for shape in self.shapes[i:])
-        return max(0, self.steps - later)
+        """Steps whose current can still reach the output: firing first loses one a layer.
 
-    def gamma(self, i):
-        """gamma [live steps, C] as autograd sees it; the gammas of later steps get no gradient at all."""
-        norm, live = self.layers[i].norm, self.live_steps(i)
-        if isinstance(norm, BNTT):
-            return torch.stack([bn.weight for bn in list(norm)[:live]]) if live else None
-        return norm.shared.weight if isinstance(norm, SharedBN) and live else None
-
-    def batch_norms(self, i):
-        norm = self.layers[i].norm
-        if isinstance(norm, NoNorm):
-            return None
-        return list(norm)[: self.steps] if isinstance(norm, BNTT) else [norm.shared] * self.steps
-
-    def normalisation(self, i, x, t0, t1):
-        """(a, b, mu, rstd, gamma) [T, C] of layer i at steps t0 .. t1, x its outputs there.
-
-        rstd and gamma, None without BatchNorm, are float64. Measures the batch and updates the running
-        statistics the first time a training run asks.
+        The gammas of later steps get no gradient at all, unless the steps are normalised together.
         """
-        shape, norms = self.shapes[i], self.batch_norms(i)
-        if norms is None:
-            one = torch.ones(t1 - t0, shape.C, dtype=self.state_dtype, device=self.device)
-            zero = torch.zeros_like(one)
-            return one, zero, zero, None, None
-        if (t0, t1) not in self.norms[i]:
-            some = norms[t0:t1]
-            if some[0].training:
-                mean, variance = self.passes.statistics(x, shape._replace(T=t1 - t0))
-                self.update_running(self.layers[i].norm, some, mean, variance, shape.N)
-            else:
-                mean = torch.stack([bn.running_mean for bn in some]).double()
-                variance = torch.stack([bn.running_var for bn in some]).double()
-            gamma = torch.stack([bn.weight.detach() for bn in some]).double()
-            rstd = (variance + some[0].eps).rsqrt()
-            a = gamma * rstd
-            cast = [v.to(self.state_dtype).contiguous() for v in (a, -a * mean, mean)]
-            self.norms[i][t0, t1] = (*cast, rstd, gamma)
-        return self.norms[i][t0, t1]
+        late = sum(shape.fire_first for shape in self.shapes[i:]) if self.layers[i].norm.per_step else 0
+        return max(0, self.steps - late)
 
-    @torch.no_grad()
-    def update_running(self, norm, norms, mean, variance, N):
-        """The running statistics after these steps; a shared BatchNorm is updated once a step, in order."""
-        momentum, unbiased = norms[0].momentum, variance * (N / (N - 1))
-        counters = list({id(bn): bn.num_batches_tracked for bn in norms}.values())
-        torch._foreach_add_(counters, len(norms) // len(counters))
-        for name, batch in (("running_mean", mean), ("running_var", unbiased)):
-            buffers = [getattr(bn, name) for bn in norms]
-            if isinstance(norm, BNTT):
-                torch._foreach_mul_(buffers, 1 - momentum)
-                torch._foreach_add_(buffers, list(batch.to(buffers[0].dtype).unbind(0)), alpha=momentum)
-            else:
-                steps = torch.arange(len(norms) - 1, -1, -1, device=batch.device, dtype=batch.dtype)
-                weights = momentum * (1 - momentum) ** steps
-                buffers[0].mul_((1 - momentum) ** len(norms)).add_((weights[:, None] * batch).sum(0))
+    def scale_parameters(self, i, steps):
+        """What scales and shifts in the norm of layer i at the first steps: two tensors [steps, C], or None."""
+        norm = self.layers[i].norm
+        if not steps:
+            return None, None
+        if self.measured[i]:
+            beta = getattr(norm, "beta", None)
+            return norm.gamma(steps), beta(steps) if beta else None
+        return tuple(v.to(self.device) for v in norm.affine(steps))
+
+    @functools.cached_property
+    def all_scales(self):
+        """`scale_parameters` of all steps, float64 without gradients."""
+        found = []
+        for i, (scale, shift) in enumerate(self.scales):
+            if scale is None or len(scale) < self.steps:
+                scale, shift = self.scale_parameters(i, self.steps)
+            found.append((scale.detach().double(), None if shift is None else shift.detach().double()))
+        return found
+
+    def measure(self, i, x, t0, t1):
+        """The `Scale` of layer i at steps t0 .. t1, x its outputs there: measures the batch if the norm does.
+
+        Then the running statistics are updated.
+        """
+        shape, norm = self.shapes[i]._replace(T=t1 - t0), self.layers[i].norm
+        scale, shift = (v if v is None else v[t0:t1] for v in self.all_scales[i])
+        if not self.measured[i]:
+            a, b = (v.to(self.state_dtype).contiguous() for v in (scale, shift))
+            return Scale(a, b, torch.zeros_like(a), None, None)
+        mean, variance = self.passes.statistics(x, shape)
+        if norm.per_step:
+            update_running(self.norms[i][t0:t1], mean, variance, shape.N)
+        else:  # over batch and time
+            variance = (variance + (mean - mean.mean(0)) ** 2).mean(0).expand_as(variance)
+            mean = mean.mean(0).expand_as(mean)
+            update_running(self.norms[i][:1], mean[:1], variance[:1], shape.N * shape.T)
+        rstd = (variance + self.norms[i][0].eps).rsqrt()
+        a = scale * rstd
+        b = -a * mean if shift is None else shift - a * mean
+        return Scale(*(v.to(self.state_dtype).contiguous() for v in (a, b, mean)), rstd, scale)
 
     # -- Synapses over all steps of a block: [T, B, H, W, C] in and out
 
@@ -394,37 +265,59 @@ class _Run:
             return packed
         return self.passes.unpack(packed, 1.0 / self.shapes[i - 1].pool ** 2, self.dtype)
 
-    def forward_block(self, encoded, t0, t1, weights, membranes, keep):
-        """Run steps t0 .. t1 of all layers. Returns (spikes of the last layer [T, B, H, W, C], what is kept).
+    def encoded(self, images):
+        """Encoded images [T, B, C, H, W] as the first layer takes them: [T, B, H, W, C]."""
+        return images.to(self.dtype).permute(0, 1, 3, 4, 2).contiguous()
 
-        membranes: one per layer, moved on in place, or None if this is the only block. With `keep` the
-        second value is a list of (outputs of the synapse, its packed inputs, membrane at the start), and
-        last the packed spikes.
+    def forward_block(self, encoded, t0, t1, weights, membranes, keep, scales=None):
+        """Run steps t0 .. t1 of all layers. Returns (spikes of the last layer [T, B, H, W, C], kept, scales).
+
+        encoded: [T, B, C, H, W]. membranes: one per layer, moved on in place, or None if this is the only block.
+        kept: with `keep` a list of (outputs of the synapse, its packed inputs, membrane at the start), and last the
+        packed spikes. scales: those measured before, when a block is run again.
         """
-        x, packed, kept = encoded, encoded, []
-        for i, (layer, weight, membrane) in enumerate(zip(self.layers, weights, membranes, strict=False)):
+        x = packed = self.encoded(encoded)
+        kept, replaying, scales = [], scales is not None, scales or []
+        for i, (layer, weight, membrane) in enumerate(zip(self.layers, weights, membranes, strict=True)):
             shape = self.shapes[i]._replace(T=t1 - t0)
             y = self.synapse(i, x, weight)
-            a, b, *_ = self.normalisation(i, y, t0, t1)
-            watched = bool(layer.lif._forward_hooks) and not self.replaying
+            if layer.synapse._forward_hooks and not replaying:
+                self.call_synapse_hooks(layer.synapse, encoded if i == 0 else x.permute(0, 1, 4, 2, 3), y)
+            if not replaying:
+                scales.append(self.measure(i, y, t0, t1))
+            a, b = scales[i].a, scales[i].b
+            watched = bool(layer.lif._forward_hooks) and not replaying
             before = membrane.clone() if membrane is not None and (keep or watched) else None
             if keep:
                 kept.append((y, packed, before))
                 packed = torch.empty(shape.pooled, dtype=torch.uint8, device=self.device)
             if watched:  # hooks may keep what they see, and see it before pooling
                 whole, state = shape._replace(pool=1), None if before is None else before.clone()
-                self.call_hooks(layer, self.passes.lif_forward(y, whole, a, b, state, t0 > 0, None, fresh=True))
+                spikes = self.passes.lif_forward(y, whole, a, b, state, t0 > 0, None, fresh=True)
+                spikes = spikes.permute(0, 1, 4, 2, 3)
+                spikes = spikes if isinstance(layer.synapse, nn.Conv2d) else spikes.flatten(2)
+                for hook in layer.lif._forward_hooks.values():
+                    hook(layer.lif, (), (spikes, None))
             x = self.passes.lif_forward(y, shape, a, b, membrane, t0 > 0, packed if keep else None)
-        return x, [*kept, packed]
+        return x, [*kept, packed], scales
 
-    def call_hooks(self, layer, spikes):
-        """Call the hooks of the LIF module as the plain loop does: once a step, output[0] the spikes."""
-        spikes = spikes.permute(0, 1, 4, 2, 3)
-        for step in spikes if isinstance(layer.synapse, nn.Conv2d) else spikes.flatten(2):
-            for hook in layer.lif._forward_hooks.values():
-                hook(layer.lif, (), (step, None))
+    def call_synapse_hooks(self, synapse, inputs, outputs):
+        """Call the forward hooks of a synapse once a step, as the plain loop does. inputs: [T, B, C, H, W]."""
+        outputs = outputs.permute(0, 1, 4, 2, 3)
+        if isinstance(synapse, nn.Linear):
+            inputs, outputs = inputs.flatten(2), outputs.flatten(2)
+        for x, y in zip(inputs, outputs, strict=True):
+            for hook in synapse._forward_hooks.values():
+                hook(synapse, (x,), y)
 
-    def backward_block(self, grad, kept, t0, t1, weights, carries, results, last):
+    def output(self, spikes, weight):
+        """Currents [T, B, K] of the output layer, whose hooks are called."""
+        currents = self.readout(spikes, weight)
+        if self.net.readout._forward_hooks:
+            self.call_synapse_hooks(self.net.readout, spikes.permute(0, 1, 4, 2, 3), currents[:, :, None, None])
+        return currents
+
+    def backward_block(self, grad, kept, scales, t0, t1, weights, carries, results, last):
         """Add a block's gradients to `results`, from the gradient of the last layer's spikes.
 
         carries: the gradient of each layer's membrane, moved back in time in place, or None if this is
@@ -432,16 +325,19 @@ class _Run:
         """
         for i in reversed(range(len(self.layers))):
             x, inputs, membrane = kept.pop()
-            shape = self.shapes[i]._replace(T=t1 - t0)
-            a, b, mean, rstd, gamma = self.normalisation(i, x, t0, t1)
-            arguments = (membrane, grad, carries[i], not last, rstd is not None)
-            delta, s1, s2 = self.passes.lif_backward(x, shape, a, b, mean, *arguments)
-            if rstd is not None:
-                results.gammas[i][t0:t1] = s2 * rstd
-                k1, k2, k3 = gamma * rstd, torch.zeros_like(s1), torch.zeros_like(s1)
-                if self.batch_norms(i)[0].training:
-                    k2 = -k1 * rstd**2 * s2 / shape.N
-                    k3 = -k1 * s1 / shape.N - k2 * mean
+            shape, scale, norm = self.shapes[i]._replace(T=t1 - t0), scales[i], self.layers[i].norm
+            arguments = (membrane, grad, carries[i], not last, bool(self.norms[i]))
+            delta, s1, s2 = self.passes.lif_backward(x, shape, scale.a, scale.b, scale.mean, *arguments)
+            if self.norms[i]:
+                k1, k2, k3 = scale.a.double(), torch.zeros_like(s1), torch.zeros_like(s1)
+                if self.measured[i]:
+                    s2 = s2 * scale.rstd  # of d and the normalised x
+                    m1, m2 = scale.gamma * s1 / shape.N, scale.gamma * s2 / shape.N
+                    if not norm.per_step:
+                        m1, m2 = m1.mean(0), m2.mean(0)
+                    k2 = -(scale.rstd**2) * m2
+                    k3 = -scale.rstd * m1 - k2 * scale.mean
+                results.scales[i][t0:t1], results.shifts[i][t0:t1] = s2, s1
                 coefficients = (k.to(self.state_dtype).contiguous() for k in (k1, k2, k3))
                 delta = self.passes.affine(delta, x, shape, *coefficients)
             del x
@@ -450,69 +346,89 @@ class _Run:
             )
 
 
+@torch.no_grad()
+def update_running(norms, mean, variance, count):
+    """The running statistics of BatchNorms after the statistics [T, C] of `count` numbers each, in order of time.
+
+    norms: one BatchNorm a step, all different or all the same.
+    """
+    momentum, unbiased = norms[0].momentum, variance * (count / (count - 1))
+    shared = norms[0] is norms[-1]
+    torch._foreach_add_([bn.num_batches_tracked for bn in norms[: 1 if shared else None]], len(norms) if shared else 1)
+    for name, batch in (("running_mean", mean), ("running_var", unbiased)):
+        buffers = [getattr(bn, name) for bn in norms]
+        if shared:
+            steps = torch.arange(len(norms) - 1, -1, -1, device=batch.device, dtype=batch.dtype)
+            weights = momentum * (1 - momentum) ** steps
+            buffers[0].mul_((1 - momentum) ** len(norms)).add_((weights[:, None] * batch).sum(0))
+        else:
+            torch._foreach_mul_(buffers, 1 - momentum)
+            torch._foreach_add_(buffers, list(batch.to(buffers[0].dtype).unbind(0)), alpha=momentum)
+
+
 class _Results:
     """Gradients as the blocks of time add to them."""
 
     def __init__(self, run):
+        sizes = [(run.steps, shape.C) for shape in run.shapes]
         self.weights = [None] * len(run.layers)
-        self.gammas = [torch.zeros(run.steps, s.C, dtype=torch.float64, device=run.device) for s in run.shapes]
+        self.scales, self.shifts = (
+            [torch.zeros(size, dtype=torch.float64, device=run.device) for size in sizes] for _ in range(2)
+        )
 
 
-class _FusedVoltages(torch.autograd.Function):
-    """Encoded images [T, B, C, H, W], weights and gammas to output voltages [T, B, K]."""
+class FusedVoltages(torch.autograd.Function):
+    """Encoded images [T, B, C, H, W], weights, scales and shifts of the norms to output voltages [T, B, K]."""
 
     @staticmethod
     def forward(ctx, run, encoded, *parameters):
         with torch.autocast(run.device.type, enabled=False):  # dtypes are chosen below, the output is not rounded
-            return _FusedVoltages.run_forward(ctx, run, encoded, parameters)
+            return FusedVoltages.run_forward(ctx, run, encoded, parameters)
 
     @staticmethod
     def run_forward(ctx, run, encoded, parameters):
-        weights = [w.detach().to(run.dtype) for w in parameters[: len(run.layers)]]
-        weights = [w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w for w in weights]
-        readout = parameters[len(run.layers)].detach().to(run.state_dtype)
-        inputs = encoded.to(run.dtype).permute(0, 1, 3, 4, 2).contiguous()
+        weights, readout = run.prepared(parameters[: len(run.layers) + 1])
         blocks, keep = run.blocks(), run.grad_enabled and any(ctx.needs_input_grad)
-        membranes, borders, currents = run.state(len(blocks) > 1), [], []
+        membranes, borders, currents, scales = run.state(len(blocks) > 1), [], [], []
         for t0, t1 in blocks:
             if keep and len(blocks) > 1:
                 borders.append([m.clone() for m in membranes])
-            spikes, kept = run.forward_block(inputs[t0:t1], t0, t1, weights, membranes, keep and len(blocks) == 1)
-            currents.append(run.readout(spikes, readout))
+            only = keep and len(blocks) == 1
+            spikes, kept, measured = run.forward_block(encoded[t0:t1], t0, t1, weights, membranes, only)
+            scales.append(measured)
+            currents.append(run.output(spikes, readout))
         if keep:
             ctx.save_for_backward(*parameters)  # autograd then notices if they change before the backward pass
-            ctx.run, ctx.inputs, ctx.weights, ctx.readout = run, inputs, weights, readout
-            ctx.kept, ctx.borders = kept, borders
+            ctx.run, ctx.weights, ctx.readout = run, weights, readout
+            ctx.encoded = encoded if len(blocks) > 1 else None
+            ctx.kept, ctx.borders, ctx.scales = kept, borders, scales
         return torch.cat(currents).cumsum(0)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         with torch.autocast(ctx.run.device.type, enabled=False):
-            return _FusedVoltages.run_backward(ctx, grad)
+            return FusedVoltages.run_backward(ctx, grad)
 
     @staticmethod
     def run_backward(ctx, grad):
         if ctx.kept is None:
             raise RuntimeError("the fused engine frees what it kept in the backward pass: it can run only once")
         kept, ctx.kept = ctx.kept, None
-        run, blocks, _ = ctx.run, ctx.run.blocks(), ctx.saved_tensors
-        run.replaying = True
+        run, blocks, parameters = ctx.run, ctx.run.blocks(), ctx.saved_tensors
         grad = grad.flip(0).cumsum(0).flip(0).to(run.state_dtype)  # of the output's current at each step
         results, readout, carries = _Results(run), 0, run.state(len(blocks) > 1)
-        for t0, t1 in reversed(blocks):
+        for (t0, t1), scales in zip(reversed(blocks), reversed(ctx.scales), strict=True):
             if len(blocks) > 1:
-                _, kept = run.forward_block(ctx.inputs[t0:t1], t0, t1, ctx.weights, ctx.borders.pop(), True)
+                again = (ctx.weights, ctx.borders.pop(), True, scales)
+                _, kept, _ = run.forward_block(ctx.encoded[t0:t1], t0, t1, *again)
             spikes = run.dense(kept.pop(), len(run.layers))
             gw, gs = run.readout_backward(grad[t0:t1], spikes, ctx.readout)
             readout = readout + gw
-            run.backward_block(gs, kept, t0, t1, ctx.weights, carries, results, last=t1 == run.steps)
-        weights, gammas = [], []
-        for i, layer in enumerate(run.layers):
-            live, dtype = run.live_steps(i), layer.synapse.weight.dtype
-            gamma = results.gammas[i].to(dtype)
-            weights.append(results.weights[i].to(dtype) if live else None)
-            gammas.append(gamma[:live] if isinstance(layer.norm, BNTT) else gamma.sum(0))
-            if not live or isinstance(layer.norm, NoNorm):
-                gammas[i] = None
-        return None, None, *weights, readout.to(run.net.readout.weight.dtype), *gammas
+            run.backward_block(gs, kept, scales, t0, t1, ctx.weights, carries, results, last=t1 == run.steps)
+        live = [run.live_steps(i) for i in range(len(run.layers))]
+        weights = [w if steps else None for w, steps in zip(results.weights, live, strict=True)]
+        vectors = [v[:steps] for part in (results.scales, results.shifts) for v, steps in zip(part, live, strict=True)]
+        found = [*weights, readout, *vectors]
+        grads = (None if p is None or g is None else g.to(p.dtype) for p, g in zip(parameters, found, strict=True))
+        return None, None, *grads

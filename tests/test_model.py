@@ -8,6 +8,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import encoders
 import model
 from model import LIF, SNN_VGG9_BNTT, SNN_VGG11_BNTT, PoissonGen, SpikingVGG, SurrogateSpike
 
@@ -75,17 +76,15 @@ def test_lif_without_leak_keeps_its_membrane():
 
 
 def test_lif_returns_spikes_in_the_dtype_of_the_current_and_a_float32_membrane():
-    spikes, membrane = LIF(leak=0.5)(torch.tensor([2.0], dtype=torch.bfloat16))
+    spikes, membrane = LIF(leak=0.5)(torch.tensor([[2.0]], dtype=torch.bfloat16))
     assert (spikes.dtype, membrane.dtype) == (torch.bfloat16, torch.float32)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_lif_reset_is_not_rounded_to_the_dtype_of_the_spikes(order):
     lif = LIF(leak=1.0, threshold=0.7, spike_order=order)
-    _, membrane = lif(torch.zeros(1, dtype=torch.bfloat16), torch.tensor([0.0]))
-    _, membrane = lif(torch.tensor([1.0], dtype=torch.bfloat16), membrane)
-    if order == "fire_first":
-        _, membrane = lif(torch.zeros(1, dtype=torch.bfloat16), membrane)
+    currents = [0.0, 1.0] + [0.0] * (order == "fire_first")
+    _, membrane = lif(torch.tensor(currents, dtype=torch.bfloat16), torch.tensor(0.0))
     assert membrane.item() == pytest.approx(0.3, abs=1e-6)
 
 
@@ -104,7 +103,7 @@ def test_surrogate_gradient_is_the_triangle_of_eq_8():
 
 def test_spike_gradient_of_a_neuron_holds_one_over_threshold():
     current = torch.tensor([1.0, 2.0, 2.5, 5.0], dtype=torch.float64, requires_grad=True)
-    spikes, _ = LIF(leak=0.5, threshold=2.0)(current)
+    spikes, _ = LIF(leak=0.5, threshold=2.0)(current[None])
     (grad,) = torch.autograd.grad(spikes.sum(), current)
     # 0.3 * (1 - |u / 2 - 1|) / 2
     expected = torch.tensor([0.075, 0.15, 0.1125, 0.0], dtype=torch.float64)
@@ -116,9 +115,9 @@ def test_reset_carries_no_gradient(order):
     lif = LIF(leak=0.5, spike_order=order)
     current = torch.tensor([1.0, 0.2], requires_grad=True)
     before = torch.tensor([1.25, 0.5], requires_grad=True)  # the first neuron fires in either order
-    spikes, after = lif(current, before)
+    spikes, after = lif(current[None], before)
     grad_current, grad_before = torch.autograd.grad(after.sum(), (current, before))
-    assert spikes.tolist() == [1, 0]
+    assert spikes.tolist() == [[1, 0]]
     assert grad_current.tolist() == [1.0, 1.0]
     assert grad_before.tolist() == [0.5, 0.5]
 
@@ -147,19 +146,19 @@ def test_bntt_is_batch_norm_with_its_own_gamma_and_statistics_per_step(spatial):
         for t in range(3):
             x = norm_input(spatial, t)
             expected = F.batch_norm(x, mean[t], var[t], layer[t].weight, None, training=True, momentum=0.1, eps=1e-4)
-            assert torch.equal(layer(x, t), expected)
+            assert torch.equal(layer(x[None], t)[0], expected)
     for t in range(3):
         assert torch.equal(layer[t].running_mean, mean[t])
         assert torch.equal(layer[t].running_var, var[t])
     layer.eval()
     for t in range(3):
         x = norm_input(spatial, t)
-        assert torch.equal(layer(x, t), F.batch_norm(x, mean[t], var[t], layer[t].weight, None, eps=1e-4))
+        assert torch.equal(layer(x[None], t)[0], F.batch_norm(x, mean[t], var[t], layer[t].weight, None, eps=1e-4))
 
 
 def test_bntt_step_leaves_the_other_steps_alone():
     layer = bntt_with_random_gamma(spatial=True)
-    layer(norm_input(True, 1), 1).square().sum().backward()
+    layer(norm_input(True, 1)[None], 1).square().sum().backward()
     assert [bn.num_batches_tracked.item() for bn in layer] == [0, 1, 0]
     assert [bn.running_mean.any().item() for bn in layer] == [False, True, False]
     assert [bn.weight.grad is not None for bn in layer] == [False, True, False]
@@ -179,16 +178,18 @@ def test_shared_bn_uses_one_gamma_and_one_set_of_statistics_for_all_steps(spatia
     mean, var = torch.zeros(5, dtype=torch.float64), torch.ones(5, dtype=torch.float64)
     for t in range(3):
         x = norm_input(spatial, t)
-        assert torch.equal(layer(x, t), F.batch_norm(x, mean, var, gamma, None, training=True, momentum=0.1, eps=1e-4))
+        assert torch.equal(
+            layer(x[None], t)[0], F.batch_norm(x, mean, var, gamma, None, training=True, momentum=0.1, eps=1e-4)
+        )
     layer.eval()
     for t in range(3):
         x = norm_input(spatial, t)
-        assert torch.equal(layer(x, t), F.batch_norm(x, mean, var, gamma, None, eps=1e-4))
+        assert torch.equal(layer(x[None], t)[0], F.batch_norm(x, mean, var, gamma, None, eps=1e-4))
 
 
 def test_no_norm_is_the_identity_without_state():
     layer, x = model.NoNorm(3, 5, True), norm_input(True, 2)
-    assert torch.equal(layer(x, 2), x)
+    assert torch.equal(layer(x[None], 2)[0], x)
     assert not layer.state_dict()
 
 
@@ -196,8 +197,8 @@ def test_a_norm_of_ones_own_plugs_in():
     built, called = [], []
 
     class Halve(nn.Module):
-        def forward(self, x, t):
-            called.append(t)
+        def forward(self, x, t0=0):
+            called.append((len(x), t0))
             return x / 2
 
     def halve(num_steps, features, spatial):
@@ -207,7 +208,10 @@ def test_a_norm_of_ones_own_plugs_in():
     net = vgg9(3, norm=halve)
     net(random_images())
     assert built == [(3, f, True) for f in (64, 64, 128, 128, 256, 256, 256)] + [(3, 1024, False)]
-    assert called == [0] * 8 + [1] * 8 + [2] * 8
+    assert called == [(3, 0)] * 8
+    with torch.no_grad():
+        net.eval()(random_images())
+    assert called[8:] == [(1, 0)] * 8 + [(1, 1)] * 8 + [(1, 2)] * 8
 
 
 # ---- Input encoding --------------------------------------------------------------------------
@@ -229,10 +233,10 @@ def test_poisson_gen_is_its_definition_draw_for_draw(dtype):
 @pytest.mark.parametrize("encoding", ["poisson", "poisson_binary"])
 def test_memory_format_does_not_change_the_spikes(encoding):
     images = random_images().abs()
-    encoder = model.ENCODERS[encoding](1, *images.shape[1:3])
+    encoder = encoders.ENCODERS[encoding](1, *images.shape[1:3])
     channels_last = images.to(memory_format=torch.channels_last)
     assert channels_last.stride() != images.stride()
-    assert torch.equal(seeded(encoder, images, 0), seeded(encoder, channels_last, 0))
+    assert torch.equal(seeded(encoder, images, 2), seeded(encoder, channels_last, 2))
 
 
 def test_poisson_gen_fires_with_rate_half_the_intensity_and_at_most_one():
@@ -247,30 +251,30 @@ def test_poisson_gen_fires_with_rate_half_the_intensity_and_at_most_one():
 def test_binary_encoder_fires_with_rate_equal_to_the_pixel():
     values = torch.tensor([0.0, 0.25, 0.8, 1.0])
     images = values.view(1, 4, 1, 1).expand(1, 4, 100, 200).contiguous()
-    spikes = seeded(model.BinaryPoissonEncoder(1, 3, 8), images, 0)
+    spikes = seeded(encoders.BinaryPoissonEncoder(1, 3, 8), images, 1)[0]
     torch.manual_seed(0)
     assert torch.equal(spikes, (torch.rand(images.shape) < images).float())
     torch.testing.assert_close(spikes.mean((0, 2, 3)), values, rtol=0, atol=0.015)
 
 
-def test_direct_encoder_returns_the_image():
+def test_direct_encoder_returns_the_image_at_every_step():
     images = random_images()
-    assert model.DirectEncoder(1, 3, 8)(images, 3) is images
+    assert all(torch.equal(step, images) for step in encoders.DirectEncoder(5, 3, 8)(images, 5))
 
 
 def test_frame_encoder_shows_frame_t_at_step_t():
     frames = torch.randn(2, 4, 2, 8, 8)
-    encoder = model.FrameEncoder(4, 2, 8)
+    encoder = encoders.FrameEncoder(4, 2, 8)
     assert encoder.input_shape == (4, 2, 8, 8)
-    assert all(torch.equal(encoder(frames, t), frames[:, t]) for t in range(4))
+    assert all(torch.equal(encoder(frames, 4)[t], frames[:, t]) for t in range(4))
 
 
 def test_pixel_encoder_reads_row_by_row():
     images = torch.arange(18.0).view(2, 1, 3, 3)
-    encoder = model.PixelEncoder(9, 1, 3)
-    assert encoder(images, 0).shape == (2, 1, 1, 1)
-    assert [encoder(images, t)[0].item() for t in range(9)] == list(range(9))
-    assert [encoder(images, t)[1].item() for t in range(9)] == list(range(9, 18))
+    seen = encoders.PixelEncoder(9, 1, 3)(images, 9)
+    assert seen.shape == (9, 2, 1, 1, 1)
+    assert seen[:, 0].flatten().tolist() == list(range(9))
+    assert seen[:, 1].flatten().tolist() == list(range(9, 18))
 
 
 def test_pixel_encoder_needs_a_step_for_every_pixel():
@@ -282,8 +286,8 @@ def test_permuted_pixels_are_the_same_pixels_in_one_other_order():
     images = torch.arange(64.0).view(1, 1, 8, 8)
     orders = []
     for seed in (0, 1):  # of the run: the order does not depend on it
-        encoder = seeded(model.PermutedPixelEncoder, 64, 1, 8, seed=seed)
-        orders.append([int(encoder(images, t).item()) for t in range(64)])
+        encoder = seeded(encoders.PermutedPixelEncoder, 64, 1, 8, seed=seed)
+        orders.append(encoder(images, 64).flatten().int().tolist())
     assert orders[0] == orders[1] != sorted(orders[0])
     assert sorted(orders[0]) == list(range(64))
 
@@ -590,7 +594,7 @@ def test_the_defaults_are_the_authors():
     net = SNN_VGG9_BNTT(2)
     lif = net.layers()[0].lif
     assert (lif.leak, lif.threshold, lif.spike_order) == (0.95, 1.0, "integrate_first")
-    assert isinstance(net.encoder, model.PoissonEncoder)
+    assert isinstance(net.encoder, encoders.PoissonEncoder)
     assert net(random_images(2, 32)).shape == (2, 10)
 
 
@@ -691,10 +695,9 @@ def test_lif_modules_can_be_watched_by_hooks(net_and_images):
     for layer in net.layers():
         layer.lif.register_forward_hook(lambda m, args, output, name=layer.name: spikes[name].append(output[0]))
     net(images)
-    for name, per_step in spikes.items():
-        assert len(per_step) == 4, name
-        assert set(torch.stack(per_step).unique().tolist()) == {0.0, 1.0}, name
-    assert spikes["conv3"][0].shape == (3, 128, 4, 4)  # before pooling
+    for name, blocks in spikes.items():
+        assert set(torch.cat(blocks).unique().tolist()) == {0.0, 1.0}, name
+    assert torch.cat(spikes["conv3"]).shape == (4, 3, 128, 4, 4)  # before pooling
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])

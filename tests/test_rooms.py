@@ -10,12 +10,13 @@ from conftest import ROOT
 # A room (a .py file of the root, or the folder fused/) and our rooms that it may import.
 ROOMS = {
     "utill": "",
-    "model": "",
+    "encoders": "",
+    "model": "encoders",
     "arguments": "utill",
     "runs": "utill",
-    "baselines": "model",
+    "baselines": "model encoders",
     "fused": "model",
-    "nets": "model baselines fused runs utill arguments",
+    "nets": "model encoders baselines fused runs utill arguments",
     "cache": "utill",
     "image_data": "cache utill",
     "event_data": "image_data cache utill",
@@ -23,7 +24,8 @@ ROOMS = {
 }
 ENTRY_POINTS = ("train", "test", "early_exit")
 MAY = {room: set(below.split()) for room, below in ROOMS.items()} | dict.fromkeys(ENTRY_POINTS, set(ROOMS))
-LIBRARIES = {"utill": {"torch", "numpy"}, "model": {"torch"}, "baselines": {"torch"}, "fused": {"torch", "triton"}}
+TORCH_ALONE = dict.fromkeys(("encoders", "model", "baselines"), {"torch"})
+LIBRARIES = TORCH_ALONE | {"utill": {"torch", "numpy"}, "fused": {"torch", "triton"}}
 
 FILES = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "fused").glob("*.py"))]
 

@@ -137,11 +137,12 @@ def count_directly(net, images):
     """{layer: [T] spikes} by a loop over the net's own pieces."""
     spikes, membranes = {"input": []} | {layer.name: [] for layer in net.layers()}, {}
     for t in range(net.num_steps):
-        x = net.encoder(images, t)
+        (x,) = net.encoder(images, 1, t)
         spikes["input"].append(float((x != 0).sum()))
         for layer in net.layers():
             x = x.flatten(1) if isinstance(layer.synapse, nn.Linear) else x
-            fired, membranes[layer.name] = layer.lif(layer.norm(layer.synapse(x), t), membranes.get(layer.name))
+            (current,) = layer.norm(layer.synapse(x)[None], t)
+            fired, membranes[layer.name] = layer.lif.step(current, membranes.get(layer.name, 0.0 * current))
             spikes[layer.name].append(float(fired.sum()))
             x = layer.pool(fired)
     return spikes
@@ -198,10 +199,24 @@ def test_an_analog_input_costs_all_its_multiply_adds():
     assert meter.operations().tolist() == [256.0] * 4
 
 
-def test_operations_are_dense_multiply_adds_times_the_rate_of_the_input():
-    conv1 = 64 * 8 * 8 * 3 * 9 * 1.0  # every input spikes once per image at step 1
-    fc1 = 1024 * 256 * 0.5  # half of conv7 spikes at step 1
-    assert hand_made_meter().operations().tolist() == [conv1 + fc1 + 10 * 1024 * 0.5, 10 * 1024 * 1.0]
+@pytest.mark.parametrize("engine", ["plain", "fused"])
+@torch.no_grad()
+def test_operations_are_dense_multiply_adds_times_the_rate_of_the_neurons_before(engine):
+    net, images = small_net(dtype=torch.float64), one_batch(dtype=torch.float64)
+    torch.manual_seed(5)
+    spikes = count_directly(net, images)
+    neurons = [images[0].numel(), 64 * 64, 64 * 64, 128 * 16, 128 * 16, 256 * 4, 256 * 4, 256 * 4, 1024]
+    expected = torch.zeros(net.num_steps, dtype=torch.float64)
+    for i, source in enumerate(spikes):
+        weight = [*(layer.synapse.weight for layer in net.layers()), net.readout.weight][i]
+        dense = [*neurons[1:], 10][i] * weight[0].numel()
+        expected += dense * torch.tensor(spikes[source], dtype=torch.float64) / (neurons[i] * len(images))
+    if engine == "fused":
+        fused.attach(net)
+    torch.manual_seed(5)
+    with utill.SpikeMeter(net) as meter:
+        net(images)
+    torch.testing.assert_close(meter.operations(), expected, rtol=1e-12, atol=0)
 
 
 # ---- Evaluation ----------------------------------------------------------------------------------
@@ -280,7 +295,7 @@ def test_mixed_precision_picked_for_the_cpu_is_one_that_it_has():
 
 
 def test_the_fused_engine_where_it_cannot_run_is_an_error_and_auto_says_why(monkeypatch):
-    monkeypatch.setattr(fused.engine, "why_not", lambda net: "no compiler")
+    monkeypatch.setattr(fused, "why_not", lambda net, save_memory=None: "no compiler")
     with pytest.raises(UserError, match="--engine fused: no compiler"):
         nets.use_engine(small_net(), "fused", save_memory=None)
     with pytest.raises(UserError, match="--save_memory belongs to the fused engine.*no compiler"):
