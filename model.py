@@ -80,9 +80,8 @@ class LIF(nn.Module):
 class BNTT(nn.ModuleList):
     """Batch Normalization Through Time, eq. 9: gamma_t * (x - mu_t) / sqrt(var_t + eps) at step t, no beta.
 
-    Each time-step has its own BatchNorm: gamma, running mean and variance. What follows `forward` describes the norm to
-    others; per_step: in training, each step is normalised by the mean and variance of its own batch.
-    """
+    Each step has its own BatchNorm. What stands below `forward` describes the norm to others; per_step: in training,
+    each step is normalised by the mean and variance of its own batch."""
 
     per_step = gamma_per_step = True
 
@@ -146,8 +145,7 @@ class SpikingNet(nn.Module):
     """What all nets share: encoding, blocks of time, output voltage (eq. 5). A net need not be a chain of layers.
 
     A net has num_steps, encoder and output_currents(x, t0, fire) -> [T, B, K], those of the output neurons. x: encoded
-    images from step t0 on; fire(neuron, currents) -> spikes, both [T, B, ...], keeps the membranes between blocks.
-    """
+    images from step t0 on; fire(neuron, currents) -> spikes, both [T, B, ...], keeps the membranes between blocks."""
 
     def check_input(self, images, steps=None):
         """Return the number of steps to run; ValueError if the images or steps do not fit the net."""
@@ -159,9 +157,8 @@ class SpikingNet(nn.Module):
         return steps
 
     def stream(self, images, steps=None, block=1):
-        """Generate `voltages` block by block of time-steps, in the memory of one; who stops iterating stops the work.
-
-        In training mode, or with gradients, all steps are one block."""
+        """Generate `voltages` block by block of time-steps, in the memory of one (all of them in training mode or with
+        gradients). Who stops iterating stops the work."""
         steps, voltage, membranes = self.check_input(images, steps), 0.0, {}
 
         def fire(neuron, currents):
@@ -177,9 +174,13 @@ class SpikingNet(nn.Module):
 
     def voltages(self, images, steps=None):
         """Output voltage after each of the first `steps` (default all) time-steps, [steps, B, K], of images [B, ...].
-
         `voltages[t - 1].argmax(-1)` is the prediction of an exit after t steps. ValueError as `check_input`."""
-        return torch.cat(list(self.stream(images, steps)))
+        steps, at = self.check_input(images, steps), 0
+        for block in self.stream(images, steps):  # into one tensor: small ones between large ones scatter the heap
+            if at == 0:
+                voltages = block.new_empty(steps, *block.shape[1:])
+            voltages[at : at + len(block)], at = block, at + len(block)
+        return voltages
 
     def forward(self, images, steps=None):
         """Logits [B, K]: the output voltage after `steps` (default all) time-steps, over `steps`."""
@@ -204,8 +205,7 @@ class SpikingVGG(SpikingNet):
     arch: a row of ARCHS. num_steps: T. leak_mem: in (0, 1]. img_size: H = W of the input. num_cls: K. norm, encoding: a
     name in NORMS or ENCODERS, or a factory norm(num_steps, features, spatial), encoding(num_steps, channels, size).
     neuron: a factory neuron(leak, threshold, spike_order). ValueError on values that make no net. Modules carry the
-    authors' names (conv1, bntt1, ..., fc1, bntt_fc, fc2), so that state dicts are exchanged freely.
-    """
+    authors' names (conv1, bntt1, ..., fc1, bntt_fc, fc2), so that state dicts are exchanged freely."""
 
     def __init__(
         self, arch, num_steps, leak_mem=0.95, img_size=32, num_cls=10, *, in_channels=3, threshold=1.0, norm="bntt",
@@ -243,8 +243,8 @@ class SpikingVGG(SpikingNet):
 
     def layers(self):
         """The spiking layers, input to output: a list of `Layer`."""
-        keys = {name: (name, norm, f"lif_{name}", f"pool_{name}") for name, norm in self._norms.items()}
-        return [Layer(name, *(getattr(self, key) for key in keys[name])) for name in keys]
+        keys = [(name, norm, f"lif_{name}", f"pool_{name}") for name, norm in self._norms.items()]
+        return [Layer(parts[0], *(getattr(self, part) for part in parts)) for parts in keys]
 
     @property
     def readout(self):

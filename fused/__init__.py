@@ -138,9 +138,10 @@ class FusedNet:
         for t0, t1 in run.blocks():
             encoded = self.encoder(images, t1 - t0, t0)
             with torch.autocast(run.device.type, enabled=False):
-                spikes, _, _ = run.forward_block(encoded, t0, t1, weights, membranes, keep=False)
+                spikes = run.forward_block(encoded, t0, t1, weights, membranes, keep=False)[0]
                 voltages = run.output(spikes, readout).cumsum(0) + voltage
             voltage = voltages[-1]
+            del encoded, spikes
             yield voltages
 
 

@@ -41,7 +41,7 @@ import torch.nn.functional as F
 
 from fused.common import Shape, Unsupported
 
-INFERENCE_BYTES = 2**29  # of one layer's outputs over the time-steps run at once, without gradients
+INFERENCE_BYTES = 2**28  # of one layer's outputs over the time-steps run at once, without gradients
 READOUT_NUMBERS = 2**22  # of the output layer's input in its own dtype at once: larger ones cost page faults
 
 
@@ -153,16 +153,19 @@ class Run:
         if self.measured[i]:
             beta = getattr(norm, "beta", None)
             return norm.gamma(steps), beta(steps) if beta else None
-        return tuple(v.to(self.device) for v in norm.affine(steps))
+        dtype = torch.float64 if self.grad_enabled else self.state_dtype
+        alike = self.norms[i] and self.norms[i][0] is self.norms[i][-1] and not norm.gamma_per_step
+        return tuple(v.to(self.device, dtype).expand(steps, -1) for v in norm.affine(1 if alike else steps))
 
     @functools.cached_property
     def all_scales(self):
-        """`scale_parameters` of all steps, float64 without gradients."""
+        """`scale_parameters` of all steps, without gradients: float64 for norms that measure, else in state_dtype."""
         found = []
         for i, (scale, shift) in enumerate(self.scales):
             if scale is None or len(scale) < self.steps:
                 scale, shift = self.scale_parameters(i, self.steps)
-            found.append((scale.detach().double(), None if shift is None else shift.detach().double()))
+            dtype = torch.float64 if self.measured[i] else self.state_dtype
+            found.append([v if v is None else v.detach().to(dtype) for v in (scale, shift)])
         return found
 
     def measure(self, i, x, t0, t1):
@@ -173,8 +176,7 @@ class Run:
         shape, norm = self.shapes[i]._replace(T=t1 - t0), self.layers[i].norm
         scale, shift = (v if v is None else v[t0:t1] for v in self.all_scales[i])
         if not self.measured[i]:
-            a, b = (v.to(self.state_dtype).contiguous() for v in (scale, shift))
-            return Scale(a, b, torch.zeros_like(a), None, None)
+            return Scale(scale.contiguous(), shift.contiguous(), torch.zeros_like(scale), None, None)
         mean, variance = self.passes.statistics(x, shape)
         if norm.per_step:
             update_running(self.norms[i][t0:t1], mean, variance, shape.N)
@@ -299,7 +301,7 @@ class Run:
                 for hook in layer.lif._forward_hooks.values():
                     hook(layer.lif, (), (spikes, None))
             x = self.passes.lif_forward(y, shape, a, b, membrane, t0 > 0, packed if keep else None)
-        return x, [*kept, packed], scales
+        return x, [*kept, packed] if keep else [], scales
 
     def call_synapse_hooks(self, synapse, inputs, outputs):
         """Call the forward hooks of a synapse once a step, as the plain loop does. inputs: [T, B, C, H, W]."""

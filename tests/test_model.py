@@ -9,6 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import encoders
+import fused
 import model
 from model import LIF, SNN_VGG9_BNTT, SNN_VGG11_BNTT, PoissonGen, SpikingVGG, SurrogateSpike
 
@@ -636,6 +637,59 @@ def test_a_short_run_is_the_prefix_of_the_full_run(net_and_images, steps):
     full = seeded(net.voltages, images)
     assert torch.equal(seeded(net.voltages, images, steps), full[:steps])
     assert torch.equal(seeded(net, images, steps=steps), full[steps - 1] / steps)
+
+
+@pytest.mark.parametrize("attach", [lambda net: net, fused.attach], ids=["plain", "fused"])
+@pytest.mark.parametrize("block", [1, 3, 4, 9])
+def test_a_stream_gives_the_voltages_block_by_block(net_and_images, block, attach):
+    net, images = attach(copy.deepcopy(net_and_images[0])), net_and_images[1]
+    with torch.no_grad():
+        full = seeded(net.voltages, images)
+        blocks = seeded(lambda: list(net.stream(images, block=block)))
+    assert [len(voltages) for voltages in blocks] == {1: [1] * 4, 3: [3, 1], 4: [4], 9: [4]}[block]
+    torch.testing.assert_close(torch.cat(blocks), full, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("attach", [lambda net: net, fused.attach], ids=["plain", "fused"])
+def test_who_stops_iterating_stops_the_work(net_and_images, attach):
+    net, images = attach(copy.deepcopy(net_and_images[0])), net_and_images[1]
+    seen = []
+    net.lif_conv1.register_forward_hook(lambda m, args, output: seen.append(len(output[0])))
+    with torch.no_grad():
+        next(iter(net.stream(images, block=2)))
+    assert seen == [2]
+
+
+def test_with_gradients_all_steps_are_one_block(net_and_images):
+    net, images = copy.deepcopy(net_and_images[0]), net_and_images[1]
+    (voltages,) = seeded(lambda: list(net.stream(images, block=1)))
+    voltages.sum().backward()
+    assert len(voltages) == 4
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("attach", [lambda net: net, fused.attach], ids=["plain", "fused"])
+def test_weight_decay_leaves_the_gammas_alone_that_cannot_reach_the_output(attach):
+    net = attach(vgg9(12, spike_order="fire_first"))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, weight_decay=0.5)
+    net(random_images()).sum().backward()
+    optimizer.step()
+    for i, layer in enumerate(net.layers()):
+        untouched = [bool((bn.weight == 1).all()) for bn in layer.norm]
+        assert untouched == [t >= 12 - (8 - i) for t in range(12)], layer.name
+
+
+@pytest.mark.parametrize("norm", ["bntt", "bn", "none"])
+def test_a_norm_says_what_it_does_in_eval_mode(norm):
+    layer = bntt_with_random_gamma(True, norm)
+    for t in range(3):
+        layer(norm_input(True, t)[None], t)
+    layer.eval()
+    a, b = layer.affine(3)
+    for t in range(3):
+        x = norm_input(True, t)
+        expected = a[t, :, None, None] * x + b[t, :, None, None]
+        torch.testing.assert_close(layer(x[None], t)[0], expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("steps", [0, 5, -1])

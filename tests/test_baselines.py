@@ -1,0 +1,198 @@
+"""baselines.py, and a net that is no chain: what the parts of model.py must allow without being touched."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from test_fused import assert_alive, assert_equal, make_net, run, tiny_archs  # noqa: F401 (a fixture)
+
+import fused
+from baselines import PLIF, TdBN
+from encoders import DirectEncoder
+from model import BNTT, LIF, SpikingNet, SpikingVGG, SurrogateSpike, each_step
+from utill import SpikeMeter
+
+DOUBLE = dict(dtype=torch.float64)
+
+# ---- tdBN ------------------------------------------------------------------------------------
+
+
+def tdbn_and_batch_norm(spatial):
+    """TdBN for threshold 0.7, and PyTorch's BatchNorm with the same gamma."""
+    norm = TdBN(5, 6, spatial, threshold=0.7, alpha=0.5).double()
+    plain = (nn.BatchNorm2d if spatial else nn.BatchNorm1d)(6, eps=1e-4)
+    nn.init.constant_(plain.weight, 0.35)
+    return norm, plain.double()
+
+
+@pytest.mark.parametrize("spatial", [True, False])
+def test_tdbn_is_batch_norm_over_batch_and_time(spatial):
+    norm, plain = tdbn_and_batch_norm(spatial)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        x = torch.randn((5, 4, 6, 3, 3) if spatial else (5, 4, 6), **DOUBLE) * 2
+        x = x + torch.arange(5.0).view(5, *[1] * (x.ndim - 1))  # each step has another mean
+        torch.testing.assert_close(norm(x).flatten(0, 1), plain(x.flatten(0, 1)), rtol=0, atol=1e-12)
+    for mine, theirs in zip(norm.shared.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+    norm.eval(), plain.eval()
+    torch.testing.assert_close(norm(x).flatten(0, 1), plain(x.flatten(0, 1)), rtol=0, atol=1e-12)
+
+
+def tdbn_net(**options):
+    net = make_net(norm=lambda *args: TdBN(*args, threshold=0.8), T=6, threshold=0.8, **options)
+    for layer in net.layers():
+        nn.init.uniform_(layer.norm.shared.bias, -0.2, 0.4)
+    return net
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("spike_order", LIF.ORDERS)
+def test_tdbn_runs_fused_as_plain(spike_order, training):
+    net = tdbn_net(spike_order=spike_order).train(training)
+    images, labels = torch.randn(3, 3, 8, 8, **DOUBLE) * 2, torch.arange(3)
+    plain = run(net, images, labels)
+    other = fused.attach(tdbn_net(spike_order=spike_order).train(training))
+    assert_alive(net, plain) if training else None
+    assert plain[1]["bntt1.shared.bias"].abs().max() > 0 or not training
+    assert_equal(plain, run(other, images, labels))
+
+
+def test_tdbn_without_gradients_measures_the_whole_run():
+    net, images = tdbn_net(), torch.randn(3, 3, 8, 8, **DOUBLE)
+    states = []
+    for grad in (True, False):
+        each = copy.deepcopy(net)
+        torch.manual_seed(1)
+        with torch.set_grad_enabled(grad):
+            each.voltages(images)
+        states.append(each.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_statistics_over_time_cannot_be_cut_into_blocks():
+    with pytest.raises(fused.Unsupported, match="TdBN takes its statistics over all of it"):
+        fused.attach(tdbn_net(), save_memory=2)
+
+
+# ---- PLIF ------------------------------------------------------------------------------------
+
+
+def test_the_gradient_of_plifs_leak_is_that_of_a_loop():
+    torch.manual_seed(0)
+    neuron, currents = PLIF(0.8).double(), torch.rand(7, 5, 4, **DOUBLE)
+    weights = torch.rand(7, 5, 4, **DOUBLE)
+    spikes, _ = neuron(currents)
+    (spikes * weights).sum().backward()
+
+    w = torch.tensor(neuron.w.item(), requires_grad=True, **DOUBLE)
+    leak, u, total = 1 / (1 + torch.exp(-w)), torch.zeros(5, 4, **DOUBLE), 0
+    for current, weight in zip(currents, weights, strict=True):
+        u = leak * u + current
+        spike = SurrogateSpike.apply(u - 1)
+        u, total = u - spike.detach(), total + (spike * weight).sum()
+    total.backward()
+    assert 0 < spikes.sum() < spikes.numel()
+    assert w.grad.abs() > 1e-3
+    torch.testing.assert_close(neuron.w.grad, w.grad, rtol=0, atol=1e-12)
+
+
+def test_plif_starts_as_lif_and_learns_a_leak_of_its_own_in_each_layer():
+    options = dict(T=5, img_size=8, leak_mem=0.9)
+    nets = [make_net(**options), make_net(neuron=PLIF, **options)]
+    images, labels = torch.randn(3, 3, 8, 8, **DOUBLE) * 2, torch.arange(3)
+    lif, plif = (run(net, images, labels) for net in nets)
+    torch.testing.assert_close(plif[0], lif[0], rtol=0, atol=1e-6)  # w is drawn in float32
+    gradients = [plif[1][f"lif_{layer.name}.w"] for layer in nets[1].layers()]
+    assert all(g is not None and g.abs() > 0 for g in gradients)
+
+
+@pytest.mark.parametrize("leak", [0.0, 1.0])
+def test_a_leak_that_no_sigmoid_gives_is_refused(leak):
+    with pytest.raises(ValueError, match=r"leak_mem of plif must be in \(0, 1\)"):
+        SpikingVGG("vgg9", 2, leak, img_size=8, neuron=PLIF)
+
+
+def test_the_engine_declines_plif_in_one_sentence():
+    assert fused.why_not(make_net(neuron=PLIF)) == "the fused engine does not know the neuron PLIF"
+
+
+# ---- A residual net ----------------------------------------------------------------------------
+
+
+class ResidualNet(SpikingNet):
+    """conv1 - [conv2 - conv3 + shortcut] - readout: 20 lines from the parts of model.py."""
+
+    def __init__(self, num_steps, channels=4, size=6, num_cls=5):
+        super().__init__()
+        self.num_steps, self.encoder = num_steps, DirectEncoder(num_steps, 3, size)
+        for i, inputs in enumerate((3, channels, channels), start=1):
+            setattr(self, f"conv{i}", nn.Conv2d(inputs, channels, 3, padding=1, bias=False))
+            setattr(self, f"bntt{i}", BNTT(num_steps, channels, True))
+            setattr(self, f"lif_conv{i}", LIF(0.9))
+        self.pool, self.readout = nn.AvgPool2d(2), nn.Linear(channels * (size // 2) ** 2, num_cls, bias=False)
+
+    def output_currents(self, x, t0, fire):
+        def layer(i, x):
+            norm, conv = getattr(self, f"bntt{i}"), getattr(self, f"conv{i}")
+            return fire(getattr(self, f"lif_conv{i}"), norm(each_step(conv, x), t0))
+
+        shortcut = layer(1, x)
+        x = each_step(self.pool, layer(3, layer(2, shortcut)) + shortcut)
+        return each_step(self.readout, x.flatten(2))
+
+
+@pytest.fixture
+def residual():
+    torch.manual_seed(0)
+    net = ResidualNet(4).double()
+    for conv in (net.conv1, net.conv2, net.conv3):
+        nn.init.xavier_uniform_(conv.weight, gain=2)
+    return net
+
+
+def test_a_residual_net_trains(residual):
+    torch.manual_seed(1)
+    images, labels = torch.randn(10, 3, 6, 6, **DOUBLE), torch.arange(10) % 5
+    optimizer, losses = torch.optim.SGD(residual.parameters(), 0.1, 0.9), []
+    for _ in range(30):
+        losses.append(F.cross_entropy(residual(images), labels))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.1 * losses[0]
+    assert all(p.grad is not None for p in residual.parameters())
+
+
+def test_spikes_and_operations_of_a_residual_net_are_those_counted_by_hand(residual):
+    images, seen = torch.randn(2, 3, 6, 6, **DOUBLE), {}
+    for name in ("conv1", "conv2", "conv3"):
+        neuron = getattr(residual, f"lif_{name}")
+        neuron.register_forward_hook(lambda m, i, output, name=name: seen.update({name: output[0].sum((1, 2, 3, 4))}))
+    with SpikeMeter(residual) as meter:
+        residual(images)
+    assert all(seen[name].sum() > 0 for name in seen)
+    for name, spikes in seen.items():
+        assert meter.spikes[name].tolist() == spikes.tolist()
+    # of one image: conv1 sees the image; conv2 the spikes of conv1; conv3 those of conv2; the readout those of
+    # conv3 and conv1 together, an average pool before it. Each spike goes to 4 x 9 (padding counted) or 5 neurons.
+    conv = (seen["conv1"] + seen["conv2"]) / 2 * 4 * 9
+    expected = 6 * 6 * 4 * 3 * 9 + conv + (seen["conv3"] + seen["conv1"]) / 2 / 4 * 5
+    torch.testing.assert_close(meter.operations(), expected, rtol=1e-12, atol=0)
+
+
+def test_the_engine_declines_a_residual_net_in_one_sentence(residual):
+    with pytest.raises(fused.Unsupported, match=r"^the fused engine runs chains of layers .* ResidualNet .*$"):
+        fused.attach(residual)
+
+
+def test_a_residual_net_streams_block_by_block(residual):
+    images = torch.randn(2, 3, 6, 6, **DOUBLE)
+    residual(images)
+    residual.eval()
+    with torch.no_grad():
+        whole, blocks = residual.voltages(images), list(residual.stream(images, block=3))
+    assert [len(block) for block in blocks] == [3, 1]
+    assert torch.equal(torch.cat(blocks), whole)
