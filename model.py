@@ -1,8 +1,8 @@
 """Spiking VGG nets with Batch Normalization Through Time (BNTT), in plain PyTorch.
 
 Kim & Panda, "Revisiting Batch Normalization for Training Low-Latency Deep Spiking Neural Networks From Scratch",
-Front. Neurosci. 15:773954 (2021), whose equation numbers these are. Where paper and authors' code differ, the code is
-followed (README). T time-steps, B images, C channels, K classes. Time lives inside a layer:
+Front. Neurosci. 15:773954 (2021); equation numbers are the paper's. Where the authors' code differs, it is followed
+(README). T time-steps, B images, C channels, K classes. Time lives inside a layer:
 
     encoder(images, steps, t0)    images -> [T, B, C, H, W], from time-step t0 on
     synapse, pool                 know no time: applied at each step
@@ -143,9 +143,8 @@ def each_step(module, x):
 
 class SpikingNet(nn.Module):
     """What all nets share: encoding, blocks of time, output voltage (eq. 5). A net need not be a chain of layers.
-
-    A net has num_steps, encoder and output_currents(x, t0, fire) -> [T, B, K], those of the output neurons. x: encoded
-    images from step t0 on; fire(neuron, currents) -> spikes, both [T, B, ...], keeps the membranes between blocks."""
+    A net has num_steps, encoder and output_currents(x, t0, steps, fire) -> [T, B, K], those of the output neurons. x:
+    encoded images from step t0 on, of a run of `steps`; fire(neuron, currents) -> spikes keeps the membranes."""
 
     def check_input(self, images, steps=None):
         """Return the number of steps to run; ValueError if the images or steps do not fit the net."""
@@ -157,18 +156,19 @@ class SpikingNet(nn.Module):
         return steps
 
     def stream(self, images, steps=None, block=1):
-        """Generate `voltages` block by block of time-steps, in the memory of one (all of them in training mode or with
-        gradients). Who stops iterating stops the work."""
+        """Generate `voltages` block by block of time-steps; who stops iterating stops the work. All steps are one block
+        where a norm trains on the statistics of all of them."""
         steps, voltage, membranes = self.check_input(images, steps), 0.0, {}
 
         def fire(neuron, currents):
             spikes, membranes[neuron] = neuron(currents, membranes.get(neuron))
             return spikes
 
-        block = steps if self.training or torch.is_grad_enabled() else block
+        whole = any(m.training and not getattr(m, "per_step", True) for m in self.modules())
+        block = steps if whole else block  # of 1, so that what lies between two layers stays in the caches
         for t0 in range(0, steps, block):
             encoded, trace = self.encoder(images, min(block, steps - t0), t0), []
-            for current in self.output_currents(encoded, t0, fire):
+            for current in self.output_currents(encoded, t0, steps, fire):
                 trace.append(voltage := voltage + current.to(torch.promote_types(images.dtype, torch.float32)))
             yield torch.stack(trace)
 
@@ -176,8 +176,8 @@ class SpikingNet(nn.Module):
         """Output voltage after each of the first `steps` (default all) time-steps, [steps, B, K], of images [B, ...].
         `voltages[t - 1].argmax(-1)` is the prediction of an exit after t steps. ValueError as `check_input`."""
         steps, at = self.check_input(images, steps), 0
-        for block in self.stream(images, steps):  # into one tensor: small ones between large ones scatter the heap
-            if at == 0:
+        for block in self.stream(images, steps):
+            if at == 0:  # one tensor for all: small ones kept between large ones would scatter the heap
                 voltages = block.new_empty(steps, *block.shape[1:])
             voltages[at : at + len(block)], at = block, at + len(block)
         return voltages
@@ -256,19 +256,19 @@ class SpikingVGG(SpikingNet):
         norms = {layer.name: layer.norm for layer in self.layers() if getattr(layer.norm, "gamma_per_step", False)}
         return {name: norm.gamma(self.num_steps).detach() for name, norm in norms.items()}
 
-    def output_currents(self, x, t0, fire):
+    def output_currents(self, x, t0, steps, fire):
         layers = self.layers()
         for i, layer in enumerate(layers):
             x = x.flatten(2) if isinstance(layer.synapse, nn.Linear) else x
-            late = sum(getattr(later.lif, "delay", 0) for later in layers[i:])
-            x = each_step(layer.pool, fire(layer.lif, self._currents(layer, x, t0, max(0, len(x) - late))))
+            live = steps - t0 - sum(getattr(later.lif, "delay", 0) for later in layers[i:])
+            x = each_step(layer.pool, fire(layer.lif, self._currents(layer, x, t0, max(0, live))))
         return each_step(self.readout, x.flatten(2))
 
     @staticmethod
     def _currents(layer, x, t0, live):
         """norm(synapse(x)) of eq. 9. The steps from `live` on cannot reach the output (firing first delays): their
         gammas must have no gradient, not even zero, by which weight decay would shrink them."""
-        if live == len(x) or not torch.is_grad_enabled() or not getattr(layer.norm, "per_step", False):
+        if live >= len(x) or not torch.is_grad_enabled() or not getattr(layer.norm, "per_step", True):
             return layer.norm(each_step(layer.synapse, x), t0)
         early = [layer.norm(each_step(layer.synapse, x[:live]), t0)] if live else []
         with torch.no_grad():
