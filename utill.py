@@ -254,6 +254,11 @@ class SpikeMeter:
         self._steps_seen[key] += steps
         return t
 
+    def _watch(self, module, see):
+        """Have see(module, inputs, output) called; `only_looks` tells the fused engine that it wants no gradient."""
+        see.only_looks = True
+        self._handles.append(module.register_forward_hook(see))
+
     def _see_spikes(self, name, spikes):
         """spikes: [t, B, ...]"""
         t = self._next(name, len(spikes))
@@ -273,9 +278,12 @@ class SpikeMeter:
         self._operations[self._next(module)] += output.numel() * module.weight[0].numel() * rate
 
     def __enter__(self):
-        see = {m: lambda m, i, out, n=n: self._see_spikes(n, out[0]) for n, m in self._neurons.items()}
-        see |= {self.net.encoder: self._see_input} | dict.fromkeys(self._synapses, self._see_synapse)
-        self._handles = [module.register_forward_hook(hook) for module, hook in see.items()]
+        self._handles = []
+        for name, module in self._neurons.items():
+            self._watch(module, lambda m, inputs, output, name=name: self._see_spikes(name, output[0].detach()))
+        self._watch(self.net.encoder, lambda *seen: self._see_input(*seen))
+        for module in self._synapses:
+            self._watch(module, lambda *seen: self._see_synapse(*seen))
         return self
 
     def __exit__(self, *exc):

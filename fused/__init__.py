@@ -9,20 +9,19 @@ It serves chains of layers (`SpikingVGG`) whose parts it knows, and norms that d
 engine.py; model.py knows nothing of this.
 """
 
+import copy
+import copyreg
 import functools
+import warnings
 
 import torch
-import torch.nn as nn
 
+from fused import guard
 from fused.common import Shape, Unsupported
-from fused.engine import FusedVoltages, Run, backend, shapes
+from fused.engine import FusedVoltages, Run
 from fused.graph import GraphedStep
-from model import LIF, SpikingVGG
 
 __all__ = ["GraphedStep", "Shape", "Unsupported", "attach", "detach", "why_not"]
-
-MAX_POOL = 15  # packed spikes count those of a window in one byte
-DESCRIPTION = ("batch_norms", "gamma", "affine")  # by which a norm says what it is, besides per_step
 
 
 def attach(net, save_memory=None):
@@ -30,102 +29,82 @@ def attach(net, save_memory=None):
 
     save_memory: None, or the time-steps of one block: memory then grows by one membrane a block instead
     of by every time-step, for one more forward pass. `detach(net)` undoes it; parameters and buffers
-    stay the same objects. Of forward hooks, those of the encoder, the neurons and the synapses are called.
+    stay the same objects.
+
+    Whether the parts are still those that the engine knows is asked again at every call: where they are not, the
+    net runs plain, and a warning says why. Forward hooks of neurons and synapses are called if they have an attribute
+    `only_looks` that is true, with what they see detached from the graph; other hooks send the net to the plain loop.
     """
     reason = why_not(net, save_memory)
     if reason:
         raise Unsupported(reason)
+    return attached(net, save_memory)
+
+
+def attached(net, save_memory=None, trusted=False):
+    """`net` with the engine on it, without asking whether it knows the parts; trusted: nor at each call."""
     if not isinstance(net, FusedNet):
         net.__class__ = _fused_class(type(net))
-    net._block = save_memory
+    vars(net)["_fused"] = {"save_memory": save_memory, "trusted": trusted, "said": None}
     return net
 
 
 def detach(net):
     """Make `net` run by its own plain loop again, and return it."""
     if isinstance(net, FusedNet):
-        net.__class__ = type(net).__mro__[2]
-        del net._block
+        net.__class__ = guard.plain_class(net)
+        del vars(net)["_fused"]
     return net
 
 
 def why_not(net, save_memory=None):
-    """None if `net` can run fused where it now lies, else the reason as a sentence."""
-    try:
-        backend(next(net.parameters()).device.type)
-    except Unsupported as error:
-        return str(error)
-    if not isinstance(net, SpikingVGG):
-        return f"the fused engine runs chains of layers (SpikingVGG), and {type(net).__name__} may be another net"
-    for layer in net.layers():
-        if not _describes_itself(layer.norm):
-            return f"the fused engine does not know the normalisation {type(layer.norm).__name__}"
-        norms = layer.norm.batch_norms(net.num_steps)
-        if not all(_knows_batch_norm(norm, norms[0], hasattr(layer.norm, "beta")) for norm in norms):
-            return f"the fused engine does not know the batch norm of {layer.name}"
-        if len({*map(id, norms)}) not in (0, 1, len(norms)):
-            return f"the fused engine does not know a norm some of whose steps share statistics, as in {layer.name}"
-        if save_memory and not layer.norm.per_step:
-            name = type(layer.norm).__name__
-            return f"--save_memory cuts time into blocks, and {name} takes its statistics over all of it"
-        if type(layer.lif) is not LIF:
-            return f"the fused engine does not know the neuron {type(layer.lif).__name__}"
-        if not _knows_pool(layer.pool):
-            return f"the fused engine does not know the pooling {layer.pool}"
-        if not _knows_synapse(layer.synapse):
-            return f"the fused engine does not know the weight layer {layer.synapse}"
-    side = max((shape.pool for shape in shapes(net, 1, 1)), default=1)
-    if side > MAX_POOL:
-        return f"the fused engine pools windows of up to {MAX_POOL}x{MAX_POOL}, this net has {side}x{side}"
-    return None
+    """None if `net` can run fused where it now lies, else the reason as a sentence.
 
-
-def _describes_itself(norm):
-    """Whether a norm says what it is; what it says is not taken for a `forward` that was written after it."""
-    classes = type(norm).__mro__
-    wrote = [i for i, c in enumerate(classes) if not vars(c).keys().isdisjoint(DESCRIPTION)]
-    forward = next(i for i, c in enumerate(classes) if "forward" in vars(c))
-    whole = all(hasattr(norm, name) for name in (*DESCRIPTION, "per_step"))
-    return whole and min(wrote) <= forward and "forward" not in vars(norm)
-
-
-def _knows_batch_norm(norm, first, beta):
-    plain = norm.weight is not None and norm.track_running_stats and norm.momentum is not None
-    plain = plain and (norm.bias is not None) == beta
-    alike = all(getattr(norm, key) == getattr(first, key) for key in ("eps", "momentum", "training"))
-    return plain and alike
-
-
-def _knows_pool(pool):
-    if isinstance(pool, nn.AvgPool2d):
-        plain = pool.padding == 0 and not pool.ceil_mode and pool.divisor_override is None
-        return isinstance(pool.kernel_size, int) and pool.stride == pool.kernel_size and plain
-    if isinstance(pool, nn.AdaptiveAvgPool2d):
-        return pool.output_size in (1, (1, 1))
-    return isinstance(pool, nn.Identity)
-
-
-def _knows_synapse(synapse):
-    if isinstance(synapse, nn.Conv2d):
-        same = all(2 * pad == kernel - 1 for pad, kernel in zip(synapse.padding, synapse.kernel_size, strict=True))
-        simple = synapse.stride == synapse.dilation == (1, 1) and synapse.groups == 1
-        return same and simple and synapse.padding_mode == "zeros" and synapse.bias is None
-    return isinstance(synapse, nn.Linear) and synapse.bias is None
+    A kind of net that the engine was not proved on yet is compared with its own code first, which takes seconds.
+    """
+    reason = guard.why_not(net, save_memory)
+    if reason is None and (reason := guard.disproved(net, attached)):
+        reason = f"the fused engine does not fit this net: {reason}"
+    return reason
 
 
 class FusedNet:
     """Mixed into the class of a net by `attach`: overrides how time goes by."""
 
+    is_fused = True
+
     def stream(self, images, steps=None, block=None):
         """As `SpikingNet.stream`; by default a block is as many time-steps as fit into memory at once."""
-        steps = self.check_input(images, steps)
-        # the plain loop for a gradient of the images, as attacks want it, an encoder that learns, or no image at all
-        if not images.requires_grad and len(images) and not any(p.requires_grad for p in self.encoder.parameters()):
-            run = Run(self, images, steps, self._block or block)
+        if not guard.cannot_now(images) and not self._why_plain():
+            steps = self.check_input(images, steps)
+            run = Run(self, images, steps, self._fused["save_memory"] or block)
             if run.knows_dtype():
                 yield from self._run(run, images)
                 return
         yield from super().stream(images, steps, block or 1)
+
+    def _why_plain(self):
+        """Why this call runs plain, said once, or None."""
+        if self._fused["trusted"]:
+            return None
+        reason = why_not(self, self._fused["save_memory"])
+        if reason is None and any(p.requires_grad for p in self.encoder.parameters()):
+            reason = "the fused engine has no gradient for the encoder"
+        if reason and reason != self._fused["said"]:
+            self._fused["said"] = reason
+            warnings.warn(f"this net runs plain: {reason}", stacklevel=4)
+        return reason
+
+    def __reduce_ex__(self, protocol):
+        """Pickled and saved, it is the plain net."""
+        state = {key: value for key, value in vars(self).items() if key != "_fused"}
+        return copyreg._reconstructor, (guard.plain_class(self), object, None), state
+
+    def __deepcopy__(self, memo):
+        copied = copyreg.__newobj__(guard.plain_class(self))
+        memo[id(self)] = copied
+        copied.__setstate__(copy.deepcopy({k: v for k, v in vars(self).items() if k != "_fused"}, memo))
+        return attached(copied, self._fused["save_memory"])
 
     def _run(self, run, images):
         weights = [*(layer.synapse.weight for layer in run.layers), self.readout.weight]

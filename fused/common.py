@@ -1,5 +1,8 @@
 """What the engine and its passes for each kind of device have in common."""
 
+import os
+import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -31,3 +34,16 @@ class Shape(NamedTuple):
     @property
     def pooled(self):
         return self.T, self.B, self.H // self.pool, self.W // self.pool, self.C
+
+
+def cache_folder():
+    """A folder of the user's own for what is built or proved once. Raises `Unsupported` where there is none."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    for folder in (home / "bntt", Path(tempfile.gettempdir()) / f"bntt-{os.getuid()}"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError:
+            continue
+        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
+            return folder
+    raise Unsupported("the fused engine found no folder to compile into: set XDG_CACHE_HOME to a writable one")

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from fused.common import Shape, Unsupported
-from model import SURROGATE_ALPHA
+import model
+from fused.common import Shape, Unsupported, cache_folder
 
 
 class _Layer(ctypes.Structure):
@@ -44,9 +44,10 @@ class CpuPasses:
         self.reused = threading.local()
 
     def _call(self, name, dtype, *arguments):
+        alpha = model.SURROGATE_ALPHA
         values = (
             ctypes.c_void_p(x.data_ptr()) if isinstance(x, torch.Tensor)
-            else ctypes.byref(_Layer(*x[:-2], x.leak, x.threshold, SURROGATE_ALPHA)) if isinstance(x, Shape) else x
+            else ctypes.byref(_Layer(*x[:-2], x.leak, x.threshold, alpha)) if isinstance(x, Shape) else x
             for x in arguments
         )  # fmt: skip
         getattr(self.library, f"{name}_{str(dtype).removeprefix('torch.')}")(*values)
@@ -120,16 +121,7 @@ def compiled(source):
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
     key = "\n".join([source.read_text(), " ".join(flags), version, torch.__version__, _processor()])
     name = f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    for folder in (home / "bntt", Path(tempfile.gettempdir()) / f"bntt-{os.getuid()}"):
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError:
-            continue
-        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
-            break
-    else:
-        raise Unsupported("the fused engine found no folder to compile into: set XDG_CACHE_HOME to a writable one")
+    folder = cache_folder()
     library = folder / name
     if library.exists():
         return library

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from model import SURROGATE_ALPHA
+import model
 
 STAGES = tl.constexpr(3)  # loads of so many time-steps are under way at once
 
@@ -268,7 +268,7 @@ class TritonPasses:
         delta = torch.empty_like(x)
         _launch(
             _lif_backward, grid, x, a, b, centre, membrane, grad, carry, delta, partial, borders, scratch,
-            T, B, H, W, C, tiles, ALPHA=SURROGATE_ALPHA, CHUNK=chunk, **_neuron(shape, start), **tiling,
+            T, B, H, W, C, tiles, ALPHA=model.SURROGATE_ALPHA, CHUNK=chunk, **_neuron(shape, start), **tiling,
         )  # fmt: skip
         return (delta, *partial.sum(0, dtype=torch.float64)) if sums else (delta, None, None)
 

@@ -49,6 +49,12 @@ def make_net(arch="tiny", T=4, img_size=8, dtype=torch.float64, **options):
     return net
 
 
+def only_looks(hook):
+    """A hook that the engine may call: it changes nothing and wants no gradient."""
+    hook.only_looks = True
+    return hook
+
+
 def batch_norms(net):
     return [m for m in net.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
 
@@ -222,8 +228,8 @@ def test_inference_in_blocks_of_time_agrees(monkeypatch):
 def test_save_memory_shows_every_step_to_hooks_once():
     net = fused.attach(make_net(T=6), save_memory=2)
     neurons, synapses = [], []
-    net.lif_conv1.register_forward_hook(lambda module, inputs, output: neurons.append(len(output[0])))
-    net.conv2.register_forward_hook(lambda *args: synapses.append(1))
+    net.lif_conv1.register_forward_hook(only_looks(lambda module, inputs, output: neurons.append(len(output[0]))))
+    net.conv2.register_forward_hook(only_looks(lambda *args: synapses.append(1)))
     net(torch.randn(2, 3, 8, 8, dtype=torch.float64)).sum().backward()
     assert neurons == [2, 2, 2]
     assert len(synapses) == 6
@@ -233,9 +239,8 @@ def spikes_and_gradients(net, images, labels, dtype=None):
     """All spikes of every layer as one flat tensor, and the gradient of every weight layer."""
     seen, handles = [], []
     for layer in net.layers():
-        handles.append(
-            layer.lif.register_forward_hook(lambda m, i, out, n=layer.name: seen.append((n, out[0].clone())))
-        )
+        look = only_looks(lambda m, i, out, n=layer.name: seen.append((n, out[0].clone())))
+        handles.append(layer.lif.register_forward_hook(look))
     torch.manual_seed(1)
     net.zero_grad()
     with torch.autocast("cpu", dtype, enabled=dtype is not None):

@@ -1,0 +1,281 @@
+"""What the engine asks before it runs a net: are these the parts that it knows, and was it proved on their like?
+
+`why_not` goes by what the parts are and say, and is cheap enough to be asked at every call. `prove` compares engine and
+plain loop in float64: once for each kind of net and each state of the source, and the answer is remembered.
+"""
+
+import copy
+import functools
+import hashlib
+import inspect
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.nn.modules import module as nn_module
+
+import model
+from fused.common import Unsupported, cache_folder
+from fused.engine import backend, shapes
+from model import LIF, SpikingVGG
+
+MAX_POOL = 15  # packed spikes count those of a window in one byte
+DESCRIPTION = ("batch_norms", "gamma", "affine")  # by which a norm says what it is, besides per_step
+TIME = ("stream", "output_currents", "_currents")  # in whose place the engine puts itself
+TOLERANCE = 1e-9
+WORK = 2e9  # multiply-adds of one forward pass of a proof: of seconds in all
+
+
+# ---- What the parts are ------------------------------------------------------------------------------
+
+
+def why_not(net, save_memory=None):
+    """None if `net` is made of parts that the engine knows, where it now lies; else the reason as a sentence."""
+    if not isinstance(net, SpikingVGG):
+        return f"the fused engine runs chains of layers (SpikingVGG), and {type(net).__name__} may be another net"
+    try:
+        backend(net.readout.weight.device.type)
+    except Unsupported as error:
+        return str(error)
+    kind = plain_class(net)
+    if own := [name for name in TIME if getattr(kind, name) is not getattr(SpikingVGG, name) or name in vars(net)]:
+        return f"the fused engine does not know a net with a `{own[0]}` of its own"
+    if nn_module._has_any_global_hook():
+        return "the fused engine calls no hooks that are set for all modules"
+    for layer in net.layers():
+        if reason := _layer(layer, net.num_steps, save_memory) or _synapse(layer.synapse, net.readout):
+            return f"the fused engine {reason}"
+    if reason := _synapse(net.readout, net.readout):
+        return f"the fused engine {reason}"
+    side = max((shape.pool for shape in shapes(net, 1, 1)), default=1)
+    if side > MAX_POOL:
+        return f"the fused engine pools windows of up to {MAX_POOL}x{MAX_POOL}, this net has {side}x{side}"
+    return None
+
+
+def plain_class(net):
+    """The class of a net, attached or not, that model.py or its user gave it."""
+    return next(c for c in type(net).__mro__ if not getattr(c, "is_fused", False))
+
+
+def _layer(layer, num_steps, save_memory):
+    norm, lif, pool = layer.norm, layer.lif, layer.pool
+    if not _describes_itself(norm):
+        return f"does not know the normalisation {type(norm).__name__}"
+    norms = norm.batch_norms(num_steps)
+    shared = len({*map(id, norms)})
+    if _touched(norm) or _hooks(norm) or shared not in (0, 1, len(norms)):
+        return f"does not know the normalisation of {layer.name} as it was changed"
+    beta = hasattr(norm, "beta")
+    if not all(_knows_batch_norm(bn, norms[0], beta) for bn in (norms[:1] if shared == 1 else norms)):
+        return f"does not know the batch norm of {layer.name}"
+    if save_memory and not norm.per_step:
+        return f"cuts time into blocks to save memory, and {type(norm).__name__} takes its statistics over all of it"
+    constants = isinstance(lif.leak, (int, float)) and isinstance(lif.threshold, (int, float))
+    if type(lif) is not LIF or not constants or lif._parameters or lif.delay != (lif.spike_order == LIF.ORDERS[1]):
+        return f"does not know the neuron {type(lif).__name__}" + (" with parameters" if type(lif) is LIF else "")
+    if _touched(lif) or _hooks(lif, called=True):
+        return f"does not know the neuron of {layer.name} as it was changed, or its hooks"
+    if not _knows_pool(pool) or _touched(pool) or _hooks(pool):
+        return f"does not know the pooling {pool}" + (", or its hooks" if _hooks(pool) else "")
+    return None
+
+
+def _synapse(synapse, readout):
+    hooks = _hooks(synapse, called=True)
+    if not _knows_synapse(synapse) or not _plain_weight(synapse) or _touched(synapse) or hooks:
+        return f"does not know the weight layer {synapse}" + (", or its hooks" if hooks else "")
+    one, other = synapse.weight, readout.weight
+    return None if (one.dtype, one.device) == (other.dtype, other.device) else "runs weights of one dtype and device"
+
+
+def _touched(module):
+    """Whether a method was replaced in this one module."""
+    kind = type(module)
+    return any(callable(getattr(kind, name, None)) for name in vars(module).keys() - _own_names(kind))
+
+
+@functools.cache
+def _own_names(kind):
+    """Names that every module has, which are not methods."""
+    return frozenset(vars(nn.Module())) | {"weight", "bias"}
+
+
+def _hooks(module, called=False):
+    """Whether a module has hooks that the engine does not call. Of some it calls the forward hooks that only look."""
+    forward = module._forward_hooks
+    if forward and not (called and all(getattr(hook, "only_looks", False) for hook in forward.values())):
+        return True
+    return bool(module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
+def _plain_weight(module):
+    weight = module._parameters.get("weight")
+    return type(weight) is nn.Parameter and weight.layout == torch.strided
+
+
+def _describes_itself(norm):
+    """Whether a norm says what it is; what it says is not taken for a `forward` that was written after it."""
+    return all(hasattr(norm, name) for name in (*DESCRIPTION, "per_step", "gamma_per_step")) and _in_order(type(norm))
+
+
+@functools.cache
+def _in_order(kind):
+    wrote = {name: i for i, c in reversed([*enumerate(kind.__mro__)]) for name in vars(c)}
+    return min(wrote[name] for name in DESCRIPTION) <= wrote["forward"]
+
+
+BATCH_NORM_NAMES = len(vars(nn.BatchNorm1d(1)))
+
+
+def _knows_batch_norm(norm, first, beta):
+    if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d) or not _plain_weight(norm) or _hooks(norm):
+        return False
+    alike = (norm.eps, norm.training, norm.momentum) == (first.eps, first.training, first.momentum)
+    alike = alike and norm.weight.dtype == first.weight.dtype
+    tracked = norm.track_running_stats and norm.momentum is not None and norm._buffers["running_mean"] is not None
+    untouched = len(vars(norm)) == BATCH_NORM_NAMES or not _touched(norm)
+    return alike and tracked and untouched and (norm._parameters["bias"] is not None) == beta
+
+
+def _knows_pool(pool):
+    if type(pool) is nn.AvgPool2d:
+        plain = pool.padding == 0 and not pool.ceil_mode and pool.divisor_override is None
+        return isinstance(pool.kernel_size, int) and pool.stride == pool.kernel_size and plain
+    if type(pool) is nn.AdaptiveAvgPool2d:
+        return pool.output_size in (1, (1, 1))
+    return type(pool) is nn.Identity
+
+
+def _knows_synapse(synapse):
+    if type(synapse) is nn.Conv2d and isinstance(synapse.padding, tuple):
+        same = all(2 * pad == kernel - 1 for pad, kernel in zip(synapse.padding, synapse.kernel_size, strict=True))
+        simple = synapse.stride == synapse.dilation == (1, 1) and synapse.groups == 1
+        return same and simple and synapse.padding_mode == "zeros" and synapse.bias is None
+    return type(synapse) is nn.Linear and synapse.bias is None
+
+
+def cannot_now(images):
+    """Whether a call must run plain whatever the net: traced, exported, compiled, transformed, or by other tensors."""
+    return (
+        type(images) is not torch.Tensor or images.layout != torch.strided or images.requires_grad or not len(images)
+        or torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )  # fmt: skip
+
+
+# ---- Proof ---------------------------------------------------------------------------------------------
+
+_PROVED = {}  # {kind of net: None, or why it failed}
+CODE = (type(lambda: None), property, staticmethod, classmethod)
+TORCHS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Identity)
+TORCH_FORWARDS = tuple(c.forward for c in TORCHS)
+
+
+def disproved(net, attached):
+    """None if engine and plain loop agree on nets of this kind, else why not; proved first if that is not known yet.
+
+    attached: makes a net run fused without asking.
+    """
+    kind = _kind(net)
+    if kind not in _PROVED:
+        mark = _mark(kind)
+        if mark is not None and mark.exists():
+            _PROVED[kind] = None
+        else:
+            _PROVED[kind] = prove(net, attached)
+            if mark is not None and _PROVED[kind] is None:
+                with suppress(OSError):
+                    mark.touch()
+    return _PROVED[kind]
+
+
+def _kind(net):
+    """What of a net decides which code runs: its kinds of parts, and the functions that they have at this moment."""
+    parts = frozenset(
+        (
+            type(norm), norm.per_step, lif.spike_order, type(pool), getattr(pool, "kernel_size", None),
+            type(synapse), getattr(synapse, "kernel_size", None),
+        )
+        for _, synapse, norm, lif, pool in net.layers()
+    )  # fmt: skip
+    classes = (plain_class(net), LIF, model.SurrogateSpike, *{norm for norm, *_ in parts})
+    ours = {c for kind in classes for c in kind.__mro__ if not c.__module__.startswith(("torch", "builtins", "_"))}
+    code = frozenset((c, name, value) for c in ours for name, value in vars(c).items() if isinstance(value, CODE))
+    torchs = tuple(c.forward for c in TORCHS)
+    return net.readout.weight.device.type, parts, code, (model.each_step, model.SURROGATE_ALPHA, torchs)
+
+
+def _mark(kind):
+    """The file that stands for a proof of this kind; None where the sources do not tell what runs."""
+    device, parts, code, (each_step, alpha, torchs) = kind
+    try:
+        files = {inspect.getfile(c) for c, *_ in code}
+        functions = [value for *_, value in code if inspect.isfunction(value)] + [each_step]
+        if any(f.__code__.co_filename not in files for f in functions) or torchs != TORCH_FORWARDS:
+            return None  # replaced while running
+        here = Path(__file__).parent
+        texts = [Path(f).read_text(encoding="utf-8") for f in sorted({*files, *map(str, here.glob("*.py"))})]
+        what = [torch.__version__, device, alpha, sorted(map(repr, parts)), (here / "cpu.cpp").read_text(), *texts]
+        return cache_folder() / f"proved-{hashlib.sha256(repr(what).encode()).hexdigest()[:32]}"
+    except (TypeError, OSError, Unsupported):  # typed into an interpreter; no place to write
+        return None
+
+
+def prove(net, attached):
+    """None if engine and plain loop agree to 1e-9 in float64 on a batch of `net`'s own shape, else why not.
+
+    Compared are voltages, gradients and running statistics, in training and in eval mode, on copies with gammas
+    and running statistics of their own, so that every layer spikes. The net and the random generators stay as they are.
+    """
+    device, layers = net.readout.weight.device, net.layers()
+    delay = sum(layer.lif.delay for layer in layers)
+    dense = sum(s.N * layer.synapse.weight.numel() for s, layer in zip(shapes(net, 2, 1), layers, strict=True))
+    steps = min(net.num_steps, max(3 + delay, min(12, int(WORK / dense))))
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+            torch.manual_seed(0)
+            twin = _twin(net)
+            images = torch.randn(2, *net.encoder.input_shape, dtype=torch.float64, device=device) * 1.5
+            for training in (True, False):
+                results = []
+                for each in (copy.deepcopy(twin), attached(copy.deepcopy(twin), trusted=True)):
+                    torch.manual_seed(1)
+                    each.train(training)
+                    voltages = each.voltages(images, steps)
+                    loss = F.cross_entropy(voltages[-1], torch.zeros(2, dtype=torch.long, device=device))
+                    (loss + voltages.sin().mean()).backward()
+                    found = {name: p.grad for name, p in each.named_parameters()} | dict(each.named_buffers())
+                    results.append({"output": voltages.detach()} | found)
+                if odd := next((name for name in results[0] if _differ(*(r[name] for r in results))), None):
+                    return f"its {odd} is not what the net's own code computes"
+    except Exception as error:  # the parts may be anybody's
+        said = " ".join(str(error).split())[:120]
+        return f"it could not be compared with the net's own code ({type(error).__name__}: {said})"
+    return None
+
+
+def _twin(net):
+    """A float64 copy of a net, plain, without hooks, in which every layer spikes."""
+    memo = {
+        id(v): type(v)() for m in net.modules() for k, v in vars(m).items() if k.endswith("hooks") and v is not None
+    }
+    twin = copy.deepcopy(net, memo)
+    twin.__class__ = plain_class(net)
+    twin.double().requires_grad_(True)
+    ranges = {"bias": (-0.2, 0.4), "weight": (0.6, 1.6), "running_var": (0.2, 0.6), "running_mean": (-0.2, 0.2)}
+    for layer in twin.layers():
+        if not layer.norm.batch_norms(1):
+            layer.synapse.weight.data *= 2.5
+        for name, value in [*layer.norm.named_parameters(), *layer.norm.named_buffers()]:
+            if (last := name.rpartition(".")[2]) in ranges:
+                value.data.uniform_(*ranges[last])
+    return twin
+
+
+def _differ(a, b):
+    if a is None or b is None:
+        return a is not b
+    return not torch.allclose(a.double(), b.double(), rtol=TOLERANCE, atol=TOLERANCE)
