@@ -59,7 +59,7 @@ class Encoder(nn.Module):
 class RandomEncoder(Encoder):
     """Base of the encoders that draw spikes. `expected(images)`: their mean over draws, as autograd sees it.
 
-    A drawn spike has no derivative. With `straight_through = True`, here or on a net at any time, it gets the derivative
+    A drawn spike has no derivative. With `straight_through = True`, here or set later, it gets the derivative
     of its mean, so that an attack has a gradient of the images: the straight-through estimate of Sharmin et al. (ECCV
     2020). That takes 1; here it is the slope of the mean, so zero for a pixel so large that its spikes are certain. The
     spikes stay the same. With False, images that ask for a gradient raise ValueError: it would be zero everywhere.
