@@ -56,23 +56,51 @@ class Encoder(nn.Module):
         return torch.stack([self.step(images) for _ in range(steps)])
 
 
-class PoissonEncoder(Encoder):
-    """Ternary Poisson spikes of normalised images: the authors' input."""
+class RandomEncoder(Encoder):
+    """Base of the encoders that draw spikes. `expected(images)`: their mean over draws, as autograd sees it.
+
+    A drawn spike has no derivative. With `straight_through = True`, here or set later, it gets the derivative
+    of its mean, so that an attack has a gradient of the images: the straight-through estimate of Sharmin et al. (ECCV
+    2020). That takes 1; here it is the slope of the mean, so zero for a pixel so large that its spikes are certain. The
+    spikes stay the same. With False, images that ask for a gradient raise ValueError: it would be zero everywhere.
+    """
 
     random = True
+
+    def __init__(self, num_steps, channels, size, straight_through=False):
+        super().__init__(num_steps, channels, size)
+        self.straight_through = straight_through
+
+    def forward(self, images, steps, t0=0):
+        wanted = images.requires_grad and torch.is_grad_enabled()
+        reason = "Poisson spikes have no gradient with respect to the images: set net.encoder.straight_through = True"
+        require(self.straight_through or not wanted, f"{reason} for an estimate of it, or pass images.detach()")
+        spikes = super().forward(images.detach(), steps, t0)
+        if not wanted:
+            return spikes
+        mean = self.expected(images)
+        return spikes + (mean - mean.detach())  # adds 0, and the gradient
+
+
+class PoissonEncoder(RandomEncoder):
+    """Ternary Poisson spikes of normalised images: the authors' input. Their mean is x / 2, from -1 to 1."""
 
     def step(self, images):
         return PoissonGen(images)
 
+    def expected(self, images):
+        return torch.where(images.abs() <= 2, images / 2, images.detach().sign())  # a clamp has no slope at its ends
 
-class BinaryPoissonEncoder(Encoder):
-    """0/1 spikes with probability x, for images in [0, 1]: the textbook rate code."""
 
-    random = True
+class BinaryPoissonEncoder(RandomEncoder):
+    """0/1 spikes with probability x, for images in [0, 1]: the textbook rate code. Their mean is x, from 0 to 1."""
 
     def step(self, images):
         uniform = torch.rand_like(images, memory_format=torch.contiguous_format)
         return (uniform < images).to(images.dtype)
+
+    def expected(self, images):
+        return torch.where((images >= 0) & (images <= 1), images, images.detach().clamp(0, 1))  # as above
 
 
 class DirectEncoder(Encoder):
