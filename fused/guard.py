@@ -218,7 +218,16 @@ def _mark(kind):
             return None  # replaced while running
         here = Path(__file__).parent
         texts = [Path(f).read_text(encoding="utf-8") for f in sorted({*files, *map(str, here.glob("*.py"))})]
-        what = [torch.__version__, device, alpha, sorted(map(repr, parts)), (here / "cpu.cpp").read_text(), *texts]
+        names = sorted(f"{c.__module__}.{c.__qualname__}.{name}" for c, name, _ in code)
+        what = [
+            torch.__version__,
+            device,
+            alpha,
+            sorted(map(repr, parts)),
+            names,
+            (here / "cpu.cpp").read_text(),
+            *texts,
+        ]
         return cache_folder() / f"proved-{hashlib.sha256(repr(what).encode()).hexdigest()[:32]}"
     except (TypeError, OSError, Unsupported):  # typed into an interpreter; no place to write
         return None

@@ -212,6 +212,18 @@ def test_another_alpha_of_the_surrogate_runs_fused(monkeypatch):
         assert_same(two_steps(make_net()), two_steps(fused.attach(make_net())))
 
 
+def test_a_remembered_proof_is_not_taken_for_another_surrogate_of_the_same_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    class Mine(SpikingVGG):
+        pass
+
+    net = Mine("tiny", 4, img_size=8, num_cls=5).double()
+    proved = guard._mark(guard._kind(net))
+    monkeypatch.setattr(model, "SurrogateSpike", Arctan)
+    assert guard._mark(guard._kind(net)) != proved is not None
+
+
 def test_a_proof_leaves_net_and_random_generator_as_they_are():
     net = make_net()
     before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
