@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from utill import UserError, reason_of
 
-CACHE_VERSION = 3  # raise it whenever decoding or the form of the file changes
+CACHE_VERSION = 4  # raise it whenever decoding or the form of the file changes
 MOST_MEMBERS = 200_000  # of an archive
 BLOCK = 1 << 20  # bytes read at a time
 
@@ -37,10 +37,10 @@ def cached_array(root, name, facts, shape, job, pieces, describe, summary=None):
     root: data folder; the cache lies in root/.bntt_cache, or the user's cache folder if root is read-only
     name: how the file's name begins; older caches of that name are removed
     facts: str, what the content depends on, such as `file_facts`; the file's name carries its hash
-    job: job(piece) -> uint8 array [n, *shape[1:]], run by worker processes, so it must pickle
+    job: job(piece) -> uint8 array [n, *shape[1:]], or (array, more), run by worker processes, so it must pickle
     pieces: list; their arrays in its order make up the whole
     describe: text of the progress bar
-    summary: has update(array) and values() -> floats, kept in the file; None: no floats
+    summary: has update(array), or update(array, more), and values() -> floats, kept in the file; None: no floats
     Raises UserError if the cache cannot be written, and whatever `job` raises; then nothing is left behind.
     """
     key = hashlib.sha256(f"{CACHE_VERSION} {facts}".encode()).hexdigest()[:16]
@@ -105,10 +105,11 @@ def write_cache(path, shape, job, pieces, describe, summary):
         ):
             with open(Path(aside) / path.name, "wb") as file:
                 np.lib.format.write_array_header_1_0(file, dict(descr="|u1", fortran_order=False, shape=tuple(shape)))
-                for array in (pool.map if pool else map)(job, pieces):
+                for result in (pool.map if pool else map)(job, pieces):
+                    array, *more = result if isinstance(result, tuple) else (result,)
                     file.write(np.ascontiguousarray(array).data)
                     if summary:
-                        summary.update(array)
+                        summary.update(array, *more)
                     bar.update(len(array))
                 values = summary.values() if summary else []
                 file.write(np.array([len(values), *values], "f8").data)

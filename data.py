@@ -32,7 +32,7 @@ from torchvision import datasets as published
 import event_data
 import image_data
 from image_data import EPOCH, SUBSET, UNIT_STATS, Raw, Split, read_image, resize, stratified_order
-from utill import DataFacts, UserError, is_name
+from utill import DataFacts, UserError, is_name, one_line, reason_of
 
 
 class Loaders(NamedTuple):
@@ -42,6 +42,7 @@ class Loaders(NamedTuple):
     val: "Loader | None"
     test: "Loader"
     facts: DataFacts
+    record: dict = {}  # what was read, for environment.json, as far as the data set says it
 
 
 class Row(NamedTuple):
@@ -261,6 +262,9 @@ def build_loaders(args, train=True, facts=None, split_seed=None):
         raw = row.load(args, train_too=train or stats is None)
     except OSError as error:
         raise UserError(f"cannot read {args.dataset} in {args.data_dir}: {error}") from error
+    raw = checked_raw(raw, args.dataset, train or stats is None)
+    if raw.note:
+        print(one_line(f"data: {raw.note}"))
     if args.img_size and args.encoding != "frames":  # event frames were binned to their size
         train_split = raw.train and raw.train._replace(images=resize(raw.train.images, args.img_size))
         raw = raw._replace(train=train_split, test=raw.test._replace(images=resize(raw.test.images, args.img_size)))
@@ -294,7 +298,65 @@ def build_loaders(args, train=True, facts=None, split_seed=None):
     order = stratified_order(raw.test.labels.numpy(), [0, SUBSET])  # the same images whatever the seed
     test_loader = loader(raw.test, np.sort(order[: args.limit_test]))
     classes, mean, std = [str(c) for c in raw.classes], [float(v) for v in mean], [float(v) for v in std]
-    return Loaders(train_loader, val_loader, test_loader, DataFacts(classes, channels, height, mean, std))
+    facts = DataFacts(classes, channels, height, mean, std)
+    return Loaders(train_loader, val_loader, test_loader, facts, raw.record or {})
+
+
+def checked_raw(raw, dataset, train):
+    """`raw` with images uint8 and labels int64 as tensors; UserError, in one sentence, for what training cannot take.
+
+    NumPy arrays and lists become tensors, integer labels int64. train: whether there must be training images.
+    """
+    if not isinstance(raw, Raw) or not isinstance(raw.test, Split) or train and not isinstance(raw.train, Split):
+        raise UserError(f"the function of {dataset} must return a Raw with {'a train and ' * train}a test Split")
+    if not len(raw.classes):
+        raise UserError(f"{dataset} names no classes: give a list of their names")
+    splits = {"train": raw.train, "test": raw.test}
+    checked = {name: split and checked_split(split, f"{name} {{}} of {dataset}", len(raw.classes))
+               for name, split in splits.items()}  # fmt: skip
+    return raw._replace(**checked)
+
+
+def checked_split(split, whose, num_classes):
+    """One Split of `checked_raw`. whose: text with a place for `images` or `labels`."""
+    what = whose.format("images")
+    images, labels = as_tensor(split.images, what), as_tensor(split.labels, whose.format("labels"))
+    if images.dtype != torch.uint8:
+        fix = "multiply by 255, round and convert" if images.is_floating_point() else "scale and convert"
+        raise UserError(f"the {what} are {str(images.dtype)[6:]}, not uint8 of 0 to 255: {fix} them")
+    if images.ndim not in (4, 5):
+        fix = "; images[:, None] adds the channel of grey ones" if images.ndim == 3 else ""
+        raise UserError(f"the {what} are of the shape {list(images.shape)}, not [N, C, H, W]: reshape them{fix}")
+    if images.ndim == 4 and images.shape[1] > 4 >= images.shape[3]:
+        raise UserError(
+            f"the {what} are of the shape {list(images.shape)}, so [N, H, W, C]: permute them to [N, C, H, W]"
+        )
+    if not images.numel():
+        raise UserError(f"there are no {what}, their shape is {list(images.shape)}: give some")
+    what = whose.format("labels")
+    if labels.ndim != 1 or len(labels) != len(images):
+        raise UserError(
+            f"the {what} are of the shape {list(labels.shape)}, not [{len(images)}]: give one for each image"
+        )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise UserError(f"the {what} are {str(labels.dtype)[6:]}, not integers: convert them to int64")
+    labels = labels.long()
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise UserError(f"the {what} go from {labels.min()} to {labels.max()}, but with {num_classes} classes they "
+                        f"must lie in 0 to {num_classes - 1}: number them from 0, or name all classes")  # fmt: skip
+    return Split(images, labels)
+
+
+def as_tensor(values, what):
+    """`values`, a tensor, NumPy array or (nested) list, as a tensor; UserError if it is none."""
+    if isinstance(values, torch.Tensor):
+        return values
+    try:
+        return torch.from_numpy(np.require(np.asarray(values), requirements="CW"))
+    except (TypeError, ValueError) as error:  # of objects, of texts, of parts that differ in size
+        raise UserError(
+            f"the {what} cannot be made one tensor of numbers ({reason_of(error)}): give a tensor"
+        ) from error
 
 
 def check_args(args, train):

@@ -9,8 +9,11 @@ are the edges of its two ways to split, so that frames can be compared.
 """
 
 import re
+import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,13 +21,20 @@ import numpy as np
 import torch
 
 from cache import cached_array, extract_zip, file_facts
-from image_data import DIGITS, SUBSET, Raw, Split
+from image_data import CIFAR_CLASSES, DIGITS, SUBSET, Raw, Split
 from utill import UserError, reason_of
 
-VERSION = 1  # raise it whenever reading or binning changes: older caches are then made anew
+VERSION = 2  # raise it whenever reading or binning changes: older caches are then made anew
 CHUNK = 100  # recordings that one job bins
-MOST_UNPACKED = 16 << 30  # bytes of one class of CIFAR10-DVS: far more than its 1,000 recordings have
-CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+MOST_UNPACKED = 16 << 30  # bytes of one zip: far more than those of CIFAR10-DVS and N-MNIST have
+MOST_LATE = 10_000  # microseconds by which an event may come too late in a file; more is damage
+CLOCK = 1 << 32  # after so many microseconds the clock of an AEDAT file starts at 0 again
+# Folders below data_dir, in the order they are looked into: SpikingJelly's, tonic's
+NMNIST_FOLDERS = ["", "NMNIST", "extract", "download"]
+CIFAR10_DVS_FOLDERS = ["", "CIFAR10DVS", "extract", "download"]
+NOT_READ = {".npz": "NumPy archives, as SpikingJelly makes", ".npy": "NumPy arrays", ".aedat4": "AEDAT 4, as tonic has",
+            ".mat": "Matlab", ".h5": "HDF5", ".hdf5": "HDF5", ".raw": "Prophesee", ".dat": "Prophesee"}  # fmt: skip
+CIFAR10 = CIFAR_CLASSES["CIFAR10"].split()
 CIFAR10_DVS_URL = "https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671"
 NMNIST_URL = "https://www.garrickorchard.com/datasets/n-mnist"
 
@@ -36,6 +46,20 @@ class Events(NamedTuple):
     x: np.ndarray
     y: np.ndarray
     p: np.ndarray
+
+
+class Mended(UserWarning):
+    """What was mended in a recording: how many events were out of order, and whether its clock wrapped round."""
+
+    def __init__(self, path, late, wrapped):
+        super().__init__(f"{path}: mended, with {in_words(1, late, int(wrapped))}")
+        self.late, self.wrapped = late, wrapped
+
+
+def in_words(unsorted, late, wrapped):
+    """What was mended in so many recordings, in words; late: events."""
+    clock = f"a clock that wrapped round in {wrapped}"
+    return ", ".join([f"{late} events out of order in {unsorted}"] * bool(late) + [clock] * bool(wrapped))
 
 
 # ---- Readers -----------------------------------------------------------------------------------
@@ -56,14 +80,27 @@ def records(path, data, width):
 
 
 def checked(path, events, sensor):
-    """`events` if a camera of sensor x sensor pixels can have recorded them, else UserError."""
-    if not len(events.t):
+    """`events` in the order of time, if a camera of sensor x sensor pixels can have recorded them, else UserError.
+
+    Events that come up to MOST_LATE too late are sorted in and a clock that wrapped at CLOCK goes on: then it warns
+    with `Mended`.
+    """
+    t = events.t
+    if not len(t):
         raise UserError(f"{path} holds no events: fetch it again, or remove it")
     if max(events.x.max(), events.y.max()) >= sensor:
         raise UserError(f"{path} has an event outside the {sensor}x{sensor} sensor: fetch it again, or remove it")
-    back = np.flatnonzero(np.diff(events.t) < 0)
-    if len(back):
-        raise UserError(f"{path}: time runs backwards after event {back[0] + 1}; fetch it again, or remove it")
+    wrapped = bool((np.diff(t) < -CLOCK // 2).any())
+    if wrapped:
+        t = np.unwrap(t, period=CLOCK)
+    late = np.maximum.accumulate(t) - t
+    if late.max() > MOST_LATE:
+        raise UserError(f"{path}: time runs backwards after event {np.argmax(late > MOST_LATE)}, by {late.max()} "
+                        f"microseconds; fetch it again, or remove it")  # fmt: skip
+    if late.any() or wrapped:
+        warnings.warn(Mended(path, int((late > 0).sum()), wrapped), stacklevel=3)
+        order = np.argsort(t, kind="stable")
+        events = Events(*(column[order] for column in events._replace(t=t)))
     return events
 
 
@@ -147,8 +184,25 @@ DVS_CIFAR10 = Source("dvs_cifar10", read_aedat, 128, 42)  # 42x42: Wu et al. 201
 
 
 def decode(paths, read, **how):
-    """Frames of the files, uint8 [N, T, 2, S, S]: what a worker process does."""
-    return np.stack([frames(read(path), **how) for path in paths])
+    """Frames of the files, uint8 [N, T, 2, S, S], and what `MendedCounts` adds up: what a worker process does."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", Mended)
+        array = np.stack([frames(read(path), **how) for path in paths])
+    found = [w.message for w in caught if isinstance(w.message, Mended)]
+    return array, np.array([sum(m.late > 0 for m in found), sum(m.late for m in found), sum(m.wrapped for m in found)])
+
+
+class MendedCounts:
+    """Recordings with events out of order, these events, and recordings whose clock wrapped round, over all files."""
+
+    counts = np.zeros(3)
+
+    def update(self, images, counts):
+        """counts: int [3], of the recordings that became `images`."""
+        self.counts = self.counts + counts
+
+    def values(self):
+        return self.counts.tolist()
 
 
 # ---- Which recordings --------------------------------------------------------------------------
@@ -157,19 +211,23 @@ def decode(paths, read, **how):
 def list_nmnist(root, split):
     """[(path, digit)] of one split, train or test; UserError if the files are not there.
 
-    Either the published tree Train/<digit>/*.bin, Test/<digit>/*.bin, or <number>.bs2 files with the
-    lists train1K.txt and test100.txt, whose lines are a number and a digit.
+    Either the published tree Train/<digit>/*.bin, Test/<digit>/*.bin, or Train.zip and Test.zip, which are unpacked,
+    in root or one of NMNIST_FOLDERS; or <number>.bs2 files with the lists train1K.txt and test100.txt, whose lines
+    are a number and a digit.
     """
-    listing, tree = root / {"train": "train1K.txt", "test": "test100.txt"}[split], root / split.capitalize()
-    if tree.is_dir():
-        found = [(path, k) for k, digit in enumerate(DIGITS) for path in sorted((tree / digit).glob("*.bin"))]
+    listing, name = root / {"train": "train1K.txt", "test": "test100.txt"}[split], split.capitalize()
+    tree = unpacked([root / folder for folder in NMNIST_FOLDERS], name)
+    if tree:
+        found = [(path, k) for k, digit in enumerate(DIGITS) for path in sorted((tree / digit).glob("[!.]*.bin"))]
         absent = sorted(set(range(10)) - {k for _, k in found})
         if absent:
-            raise UserError(f"{tree / str(absent[0])} holds no .bin file: get {split.capitalize()}.zip of {NMNIST_URL}")
+            raise UserError(
+                f"{tree / str(absent[0])} holds no .bin file{not_read(tree)}: get {name}.zip of {NMNIST_URL}"
+            )
         return found
     if not listing.is_file():
-        raise UserError(f"{root} has no {tree.name}/ of N-MNIST: get Train.zip and Test.zip of {NMNIST_URL}, "
-                        f"and unpack them there")  # fmt: skip
+        raise UserError(f"{root} has no {name}/ and no {name}.zip of N-MNIST{not_read(root)}: get Train.zip and "
+                        f"Test.zip of {NMNIST_URL}, and put them there")  # fmt: skip
     found = []
     for line in listing.read_text(errors="replace").splitlines():
         if line.strip() and not line.startswith("#"):
@@ -184,18 +242,38 @@ def list_nmnist(root, split):
     return found
 
 
+def unpacked(folders, name):
+    """The first of `folders` / `name` that is there; if none is, what the first of their name.zip holds; else None.
+
+    Raises UserError if the zip is damaged; then nothing is unpacked.
+    """
+    for folder in folders:
+        if (folder / name).is_dir():
+            return folder / name
+    for folder in folders:
+        if (folder / f"{name}.zip").is_file():
+            extract_zip(folder / f"{name}.zip", folder / name, MOST_UNPACKED, top=name)
+            return folder / name
+    return None
+
+
+def not_read(root):
+    """Words on recordings in a folder that are of a format which is not read; "" if there are none."""
+    names = (path.suffix.lower() for path in islice(root.rglob("[!.]*"), 100_000) if ".bntt_cache" not in path.parts)
+    suffix = next((suffix for suffix in names if suffix in NOT_READ), None)
+    return f", only {suffix} files ({NOT_READ[suffix]}), which are not read" if suffix else ""
+
+
 def list_class(root, name):
     """Paths of one class of CIFAR10-DVS in the order of their numbers; its zip is unpacked. Raises UserError."""
-    folder = root / name
-    if not folder.is_dir():
-        if not (root / f"{name}.zip").is_file():
-            raise UserError(f"{root} has no {name}/ and no {name}.zip: put the ten zips of CIFAR10-DVS there, "
-                            f"airplane.zip to truck.zip, from {CIFAR10_DVS_URL}")  # fmt: skip
-        extract_zip(root / f"{name}.zip", folder, MOST_UNPACKED, top=name)
+    folder = unpacked([root / folder for folder in CIFAR10_DVS_FOLDERS], name)
+    if not folder:
+        raise UserError(f"{root} has no {name}/ and no {name}.zip{not_read(root)}: put the ten zips of CIFAR10-DVS "
+                        f"there, airplane.zip to truck.zip, from {CIFAR10_DVS_URL}")  # fmt: skip
     found = {path: re.search(r"(\d+)\.aedat$", path.name) for path in folder.glob("[!.]*.aedat")}
     if len(found) < 2:
-        raise UserError(f"{folder} holds {len(found)} .aedat files, too few to train and test on: remove it, and get "
-                        f"{name}.zip again from {CIFAR10_DVS_URL}")  # fmt: skip
+        raise UserError(f"{folder} holds {len(found)} .aedat files, too few to train and test on{not_read(folder)}: "
+                        f"remove it, and get {name}.zip again from {CIFAR10_DVS_URL}")  # fmt: skip
     for path, number in found.items():
         if not number:
             raise UserError(f"{path} has no number before .aedat, as cifar10_bird_0.aedat has: rename or remove it")
@@ -252,15 +330,19 @@ def event_frames(args, source, parts, classes, drawn=""):
     """
     how = dict(num_steps=args.num_steps, sensor=source.sensor, size=args.img_size or source.size)
     how |= dict(split_by=args.split_by, bin_ms=args.bin_ms if args.split_by == "duration" else None)
-    splits = {}
+    splits, record = {}, {"recordings": {split: len(recordings) for split, recordings in parts.items()}}
     for split, recordings in parts.items():
         paths, labels = [path for path, _ in recordings], torch.tensor([label for _, label in recordings])
         name = f"{source.name}-{split}{drawn}-T{args.num_steps}-{how['size']}-{args.split_by}{how['bin_ms'] or ''}"
-        images, _ = cached_array(
+        images, mended = cached_array(
             Path(args.data_dir), name, f"{VERSION} {how}\n{file_facts(Path(args.data_dir), paths)}",
             (len(paths), args.num_steps, 2, how["size"], how["size"]), partial(decode, read=source.read, **how),
             [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)],
-            f"binning the {split}{drawn} recordings of {source.name} once",
+            f"binning the {split}{drawn} recordings of {source.name} once", MendedCounts(),
         )  # fmt: skip
         splits[split] = Split(images, labels)
-    return Raw(splits.get("train"), splits["test"], classes)
+        if any(mended):
+            words = in_words(*map(int, mended))
+            print(f"warning: {split} recordings of {source.name} mended: {words} of {len(paths)}", file=sys.stderr)
+            record.setdefault("mended", {})[split] = words
+    return Raw(splits.get("train"), splits["test"], classes, record=record)

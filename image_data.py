@@ -3,10 +3,15 @@
 args: the data flags of train.py. Shapes: N images, C channels, H x W pixels.
 """
 
+import gzip
+import hashlib
 import os
+import re
 import shutil
 import tempfile
 import warnings
+import zlib
+from collections import Counter
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision import datasets as published
 from torchvision.datasets.utils import check_integrity, extract_archive
 from torchvision.transforms import functional as transforms
@@ -32,11 +37,32 @@ TINY_IMAGENET_STATS = (0.4802, 0.4480, 0.3975), (0.2770, 0.2691, 0.2821)
 UNIT_STATS = (0.0,), (1.0,)  # images stay in [0, 1], event counts as they are
 
 MNIST_FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+MNIST_MOST = 1 << 26  # bytes of one file, unpacked
+
+# In the published order, which is that of the alphabet.
+CIFAR_CLASSES = {
+    "CIFAR10": "airplane automobile bird cat deer dog frog horse ship truck",
+    "CIFAR100": """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy
+porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel
+streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+willow_tree wolf woman worm""",
+}
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_SIZE, TINY_IMAGENET_MD5 = 248_100_043, "90528d7ca1a48142e341f4ef8d21d0de"
 
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+JPEG_SUFFIXES = {".jfif", ".jpe", ".jpeg", ".jpg"}
+IMAGE_SUFFIXES = JPEG_SUFFIXES | {".avif", ".bmp", ".gif", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+# Folders that file servers, Macs and Windows leave, besides hidden ones; in lower case.
+STRAY_FOLDERS = {"@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "__macosx", "__pycache__",
+                 "$recycle.bin", "lost+found", "system volume information"}  # fmt: skip
+# What a split's folder may be called; the first that is there is read.
+SPLIT_FOLDERS = {"train": ["train"], "test": ["test", "val", "valid", "validation"]}
+OTHER = "of other kinds"  # files that are left out
 CHUNK = 1000  # images one decoding job returns
 DIGITS = [str(k) for k in range(10)]
 
@@ -51,12 +77,18 @@ class Split(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """What the function of a data set returns. stats: (mean, std) where already at hand."""
+    """What the function of a data set returns.
+
+    stats: (mean, std) where already at hand. note: a line on what was read, for the user. record: the same for
+    environment.json, such as the layout that was found and a sha256 of the images.
+    """
 
     train: Split | None
     test: Split
     classes: list[str]
     stats: tuple | None = None
+    note: str = ""
+    record: dict | None = None
 
 
 def stratified_order(labels, seed):
@@ -73,12 +105,14 @@ def stratified_order(labels, seed):
 
 
 def cifar(dataset, args, train_too):
-    """CIFAR-10 or CIFAR-100 as published, from data_dir, downloaded there if it is not yet there.
+    """CIFAR-10 or CIFAR-100 from data_dir: as published or as a tree of images, else downloaded there.
 
     dataset: torchvision's class. Raises UserError if a file is damaged or cannot be downloaded.
     """
     root, new = Path(args.data_dir), not Path(args.data_dir).exists()
     folder, archive = root / dataset.base_folder, root / dataset.filename
+    if not folder.exists() and not archive.exists() and (raw := cifar_tree(dataset, root, train_too)):
+        return hashed(raw)
     if archive.exists() and not folder.exists() and not check_integrity(archive, dataset.tgz_md5):
         raise UserError(f"{archive} is incomplete or damaged: remove it and fetch {dataset.url} again")
     try:
@@ -107,7 +141,38 @@ def cifar(dataset, args, train_too):
         return Split(torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets))
 
     test = dataset(root, train=False)
-    return Raw(split(dataset(root, train=True)) if train_too else None, split(test), test.classes)
+    train = split(dataset(root, train=True)) if train_too else None
+    return hashed(Raw(train, split(test), test.classes, record={"layout": "as published"}))
+
+
+def hashed(raw):
+    """`raw` with a sha256 of each split in its record: of the images with their labels, in whatever order they come."""
+    sums = {}
+    for name, split in {"train": raw.train, "test": raw.test}.items():
+        if split:
+            pairs = zip(split.images.numpy(), split.labels.tolist(), strict=True)
+            each = sorted(hashlib.sha256(bytes([label]) + image.tobytes()).digest() for image, label in pairs)
+            sums[name] = hashlib.sha256(b"".join(each)).hexdigest()
+    return raw._replace(record=raw.record | {"sha256": sums})
+
+
+def cifar_tree(dataset, root, train_too):
+    """Raw of a tree train/<class>/*.png, test/<class>/*.png in `root` or in its cifar10/ or cifar100/; None if none.
+
+    A folder is taken for such a tree if more than half of the classes are there. Raises UserError if it has
+    other classes than the set, images of another size, or JPEG files, whose pixels are not those of the set.
+    """
+    name = dataset.__name__
+    classes, parts = CIFAR_CLASSES[name].split(), [part for names in SPLIT_FOLDERS.values() for part in names]
+    for folder in (root, root / name.lower(), root / name):
+        if any(2 * sum((folder / part / k).is_dir() for k in classes) > len(classes) for part in parts):
+            break
+    else:
+        return None
+    raw = image_tree(folder, train_too, None, classes, f"the classes of {name}", forbidden=JPEG_SUFFIXES)
+    if any(split.images.shape[-1] != 32 for split in (raw.train, raw.test) if split):
+        raise UserError(f"the images in {folder} are not 32x32 as those of {name}: read them by --dataset imagefolder")
+    return raw
 
 
 def digits(args, train_too):
@@ -136,27 +201,12 @@ def synthetic(args, train_too):
 
 
 def imagefolder(args, train_too):
-    """Any tree data_dir/train/<class>/*, data_dir/test/<class>/*: decoded once, then read from a cache.
+    """Any tree data_dir/train/<class>/**, data_dir/test/<class>/** (or val/): decoded once, then read from a cache.
 
     Images become RGB and img_size x img_size (squeezed, not cropped). Raises UserError if the tree
     is not of that form, an image cannot be read, or sizes differ and there is no --img_size.
     """
-    root = Path(args.data_dir)
-    splits = ["train", "test"] if train_too else ["test"]
-    files = {split: list_images(root, split) for split in splits}
-    classes = sorted(files["test"])
-    if train_too and sorted(files["train"]) != classes:
-        odd = sorted(set(files["train"]) ^ set(classes))
-        raise UserError(f"{root}/train and {root}/test must hold the same classes, only one has {', '.join(odd[:5])}")
-
-    def load(split):
-        paths = [path for name in classes for path in files[split][name]]
-        labels = [k for k, name in enumerate(classes) for _ in files[split][name]]
-        images, stats = cached_images(root, split, paths, args.img_size)
-        return Split(images, torch.tensor(labels)), stats
-
-    train, stats = load("train") if train_too else (None, None)
-    return Raw(train, load("test")[0], classes, stats)
+    return image_tree(Path(args.data_dir), train_too, args.img_size)
 
 
 def tiny_imagenet(args, train_too):
@@ -180,9 +230,14 @@ def tiny_imagenet(args, train_too):
         images, _ = cached_images(root, split, [path for path, _ in files], args.img_size)
         return Split(images, torch.tensor([number[wnid] for _, wnid in files]))
 
-    val = tiny_imagenet_val(root / "val", wnids)
-    train = [(path, wnid) for wnid in wnids for path in jpegs(root / "train" / wnid / "images")] if train_too else None
-    return Raw(load("train", train) if train_too else None, load("val", val), names)
+    in_folders = any((root / "val" / wnid).is_dir() for wnid in wnids)
+    files = {"val": (tiny_imagenet_sorted if in_folders else tiny_imagenet_val)(root / "val", wnids)}
+    if train_too:
+        files["train"] = [(path, wnid) for wnid in wnids for path in class_jpegs(root / "train" / wnid)]
+    train = load("train", files["train"]) if train_too else None
+    layout = "val/<wnid>/" if in_folders else "as published"
+    counts = ", ".join(f"{part}/ {len(files[part]):,} images" for part in ("train", "val") if part in files)
+    return Raw(train, load("val", files["val"]), names, note=f"{root}: {counts}", record={"layout": layout})
 
 
 def tiny_imagenet_folder(root):
@@ -214,9 +269,33 @@ def tiny_imagenet_val(folder, wnids):
     return [(folder / "images" / name, wnid) for name, wnid in found]
 
 
+def tiny_imagenet_sorted(folder, wnids):
+    """[(path, wnid)] of val/<wnid>/*.JPEG or val/<wnid>/images/*.JPEG, in the published order: by number.
+
+    UserError if a class has no folder or a folder no class, or val_annotations.txt, where it is left, disagrees.
+    """
+    odd = [p.name for p in subfolders(folder) if p.name not in wnids and p.name != "images"] if folder.is_dir() else []
+    if odd or (folder / "images").is_dir() and visible(folder / "images"):
+        raise UserError(f"{folder} has images in {(odd or ['images'])[0]}/, which is no class of wnids.txt: move them "
+                        f"into their class folders or unpack the published archive again")  # fmt: skip
+    found = [(path, wnid) for wnid in wnids for path in class_jpegs(folder / wnid)]
+    notes = folder / "val_annotations.txt"
+    if notes.exists():
+        named = {tuple(line.split()[:2]) for line in read_lines(notes)}
+        if differ := sorted(named ^ {(path.name, wnid) for path, wnid in found}):
+            raise UserError(f"{notes} and the class folders beside it do not agree on {differ[0][0]}: unpack the "
+                            f"published archive again")  # fmt: skip
+    return sorted(found, key=lambda pair: (int("0" + re.sub(r"\D", "", pair[0].stem)), pair[0].name))
+
+
+def class_jpegs(folder):
+    """Sorted paths of the JPEG files in images/ of a class folder, or in itself; UserError if there are none."""
+    return jpegs(folder if not (folder / "images").is_dir() and folder.is_dir() else folder / "images")
+
+
 def jpegs(folder):
     """Sorted paths of the JPEG files in `folder`; UserError if there are none."""
-    found = sorted(folder.glob("*.JPEG"))
+    found = [path for path in visible(folder) if path.suffix.lower() in (".jpeg", ".jpg")] if folder.is_dir() else []
     if not found:
         raise UserError(f"{folder} is missing or has no .JPEG in it: unpack the published archive again")
     return found
@@ -235,11 +314,13 @@ def mnist(args, train_too):
     root, new = Path(args.data_dir), not Path(args.data_dir).exists()
     try:
         if not all((root / "MNIST/raw" / name).exists() for name in MNIST_FILES):
+            unpack_mnist(root)
+        if not all((root / "MNIST/raw" / name).exists() for name in MNIST_FILES):
             published.MNIST(root, download=True)
         splits = [published.MNIST(root, train=train) for train in ([True, False] if train_too else [False])]
         if any(len(s.data) != len(s.targets) or len(s.data) == 0 or s.targets.max() > 9 for s in splits):
             raise ValueError("images and labels do not go together")
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # torchvision raises many kinds on a damaged file
         if new:
@@ -253,33 +334,202 @@ def mnist(args, train_too):
     return Raw(splits[0] if train_too else None, splits[-1], DIGITS)
 
 
+def unpack_mnist(root):
+    """Unpack the .gz of MNIST that lie in root, root/MNIST or root/MNIST/raw into the last, each whole or not at all.
+
+    Raises UserError if one is damaged.
+    """
+    raw = root / "MNIST/raw"
+    for name in MNIST_FILES:
+        packed = next((p for p in (f / f"{name}.gz" for f in (raw, raw.parent, root)) if p.is_file()), None)
+        if packed and not (raw / name).exists():
+            try:
+                with gzip.open(packed) as file:
+                    content = file.read(MNIST_MOST + 1)
+                if len(content) > MNIST_MOST:
+                    raise OSError("it holds more than MNIST")
+                raw.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(dir=raw, prefix=".unpack-") as aside:
+                    (Path(aside) / name).write_bytes(content)
+                    os.replace(Path(aside) / name, raw / name)
+            except (OSError, EOFError, zlib.error) as error:
+                raise UserError(f"cannot unpack {packed} ({reason_of(error)}): if it is damaged, remove it and fetch "
+                                f"it again") from error  # fmt: skip
+
+
 # ---- Files of images ---------------------------------------------------------------------------
 
 
-def list_images(root, split):
-    """{class name: sorted paths} of root/split/<class>/**; UserError if the tree is not of that form."""
+def image_tree(root, train_too, img_size, classes=None, whose=None, forbidden=()):
+    """Raw of root/train/<class>/** and root/test/<class>/** (or val/), its statistics, a note and a record with it.
+
+    classes: those it must have, which are `whose`; None: those of the test images, sorted. forbidden: suffixes.
+    Raises UserError as `imagefolder` says.
+    """
+    left_out, files, splits = Counter(), {}, ["train", "test"] if train_too else ["test"]
+    folders = {split: split_folder(root, split) for split in splits}
+    for split in splits:
+        files[split] = list_images(folders[split], left_out)
+    wanted = classes or sorted(files["test"])
+    for split in splits:
+        lacks, besides = sorted(set(wanted) - set(files[split])), sorted(set(files[split]) - set(wanted))
+        if lacks or besides:
+            faults = [f"lacks {', '.join(lacks[:5])}"] if lacks else []
+            faults += [f"has {', '.join(besides[:5])} besides"] if besides else []
+            whose = whose or f"the same classes as {folders['test']}"
+            raise UserError(f"{folders[split]} must hold {whose}, one folder each: it {' and '.join(faults)}")
+
+    def load(split):
+        paths = [path for name in wanted for path in files[split][name]]
+        if lossy := next((path for path in paths if Path(path).suffix.lower() in forbidden), None):
+            raise UserError(f"{lossy} is a JPEG file, so its pixels are not the published ones: use lossless files, "
+                            f"or read these by --dataset imagefolder")  # fmt: skip
+        labels = [k for k, name in enumerate(wanted) for _ in files[split][name]]
+        images, stats = cached_images(root, split, paths, img_size)
+        return Split(images, torch.tensor(labels)), stats
+
+    train, stats = load("train") if train_too else (None, None)
+    note = ", ".join(f"{folders[split].name}/ {sum(map(len, files[split].values())):,} images" for split in splits)
+    if left_out:
+        most, rest = left_out.most_common(5), sum(left_out.values()) - sum(n for _, n in left_out.most_common(5))
+        kinds = [f"{count:,} {kind}" for kind, count in [*most, *([(OTHER, rest)] if rest else [])]]
+        note += f"; files left out: {', '.join(kinds)}"
+    layout = ", ".join(f"{folder.name}/<class>/" for folder in folders.values())
+    record = {"layout": layout, "left_out": dict(left_out)}
+    return Raw(train, load("test")[0], list(wanted), stats, f"{root}: {note}", record)
+
+
+def split_folder(root, split):
+    """The folder of a split below root, by its usual names; UserError if there is none."""
     if not root.is_dir():
         raise UserError(f"data folder {root} does not exist: name one with train/<class>/ and test/<class>/ inside")
-    if not (root / split).is_dir():
-        raise UserError(f"data folder {root} has no {split}/: it must hold train/<class>/ and test/<class>/")
-    found = {}
-    for folder in sorted(p for p in (root / split).iterdir() if p.is_dir() and not p.name.startswith(".")):
-        names = [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
-        found[folder.name] = sorted(p for p in names if Path(p).suffix.lower() in IMAGE_SUFFIXES)
-        if not found[folder.name]:
-            raise UserError(f"class folder {folder} has no image in it: add some or remove the folder")
+    names = SPLIT_FOLDERS[split]
+    found = next((root / name for name in names if (root / name).is_dir()), None)
     if not found:
-        raise UserError(f"{root / split} is empty: it must hold one folder of images per class")
+        either = f"{names[0]}/" + "".join(f" and no {name}/" for name in names[1:2])
+        raise UserError(f"data folder {root} has no {either}: it must hold train/<class>/ and test/<class>/")
     return found
 
 
+def is_stray(name):
+    """Whether a file or folder of this name is none of the user's: hidden, or left by a Mac or a file server."""
+    return name.startswith(".") or name.lower() in STRAY_FOLDERS
+
+
+def visible(folder):
+    """Sorted paths in a folder, less what `is_stray`."""
+    return sorted(path for path in folder.iterdir() if not is_stray(path.name))
+
+
+def subfolders(folder):
+    """Sorted folders in a folder, linked ones too, less what `is_stray`."""
+    return [path for path in visible(folder) if path.is_dir()]
+
+
+def list_images(folder, left_out):
+    """{class name: sorted paths} of folder/<class>/**; UserError if a class has no image, or there is no class.
+
+    Linked folders count, each real folder once in a class. left_out: Counter, to which the files that are no
+    samples are added, by kind.
+    """
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir():
+            left_out[kind_of(path.name, " beside the class folders")] += 1
+        elif is_stray(path.name):
+            walk_images(path, left_out)
+        else:
+            found[path.name] = walk_images(path, left_out)
+            if not found[path.name]:
+                raise UserError(f"class folder {path} has no image in it: add some or remove the folder")
+    if not found:
+        raise UserError(f"{folder} is empty: it must hold one folder of images per class")
+    return found
+
+
+def walk_images(top, left_out):
+    """Sorted paths of the images in a folder and those below; the other files are counted in `left_out`, by kind."""
+
+    parents = Path(os.path.realpath(top)).parents
+    found, seen, stray = [], set(), {os.fspath(top): is_stray(top.name) and kind_of(top.name)}
+
+    def fail(error):
+        if not stray.get(error.filename):
+            raise error
+
+    for where, folders, names in os.walk(top, followlinks=True, onerror=fail):
+        here, kind = Path(os.path.realpath(where)), stray[where]
+        if here in parents or (here, bool(kind)) in seen:  # a link round in a circle, or a second one to a folder
+            folders.clear()
+            continue
+        seen.add((here, bool(kind)))
+        for name in folders:
+            stray[os.path.join(where, name)] = kind or is_stray(name) and kind_of(name)
+        below = [(name, os.path.join(where, name)) for name in sorted(folders)]
+        folders[:] = [name for name, path in below if not (stray[path] and os.path.islink(path))]
+        for name in names:
+            if kind or is_stray(name) or Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+                left_out[kind or kind_of(name)] += 1
+            else:
+                found.append(os.path.join(where, name))
+    return sorted(found)
+
+
+def kind_of(name, where=""):
+    """How a file that is left out is called in the count: `hidden`, its suffix, or as the folder it lies in."""
+    if is_stray(name):
+        return "hidden" if name.startswith(".") else f"in {name}"
+    suffix = Path(name).suffix.lower()
+    if not suffix.isprintable() or len(suffix) > 10:
+        return OTHER
+    return (suffix or "without a suffix") + (where if suffix in IMAGE_SUFFIXES else "")
+
+
 def read_image(path, in_channels=3):
-    """uint8 [C, H, W] of one file, converted to RGB (in_channels 3) or grey (1)."""
+    """uint8 [C, H, W] of one file, converted to RGB (in_channels 3) or grey (1); UserError if it cannot be.
+
+    It is turned as its EXIF orientation says, what is transparent shows white, and grey of more than 8 bits
+    is scaled: see `to_8_bits`.
+    """
     try:
         with warnings.catch_warnings(record=True), Image.open(path) as image:  # of EXIF and such, not of pixels
+            image.load()
+            with suppress(Exception):  # EXIF that cannot be read turns nothing
+                ImageOps.exif_transpose(image, in_place=True)
+            if image.mode[0] in "IF":
+                image = to_8_bits(image)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return transforms.pil_to_tensor(image.convert("RGB" if in_channels == 3 else "L"))
     except Exception as error:  # Pillow raises many kinds
         raise UserError(f"cannot read image {path}: {error}") from error
+
+
+def to_8_bits(image):
+    """A picture of mode I;16*, I or F as grey of 8 bits: its whole range becomes 0 to 255, whatever is in it.
+
+    16 bits (or as many as a TIFF says): 0 to 65535. 32-bit integers have no usual range: they are taken for
+    16 bits, and refused where they are negative, larger, or so small that they may be of 8 bits. Floats are
+    0 to 1, or refused. Raises ValueError.
+    """
+    values = np.asarray(image)
+    low, high, most = values.min(), values.max(), 65535
+    if image.mode == "F":
+        most = 1
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"its values go from {low:g} to {high:g}, and floats must lie in 0 to 1: scale it")
+    elif image.mode == "I":
+        if not (low >= 0 and high <= most):
+            raise ValueError(f"its 32-bit integers go from {low} to {high}: save it with 8 or 16 bits")
+        if image.format == "TIFF" and 0 < high < 256:
+            raise ValueError(f"its 32-bit integers end at {high}, of 8 bits or of 16: save it with 8 or 16 bits")
+    elif image.format == "TIFF":
+        most = 2 ** image.tag_v2.get(258, (16,))[0] - 1  # BitsPerSample: 12 in some
+    grey = np.rint(values.astype(np.float64) * (255 / most)).clip(0, 255).astype(np.uint8)
+    if isinstance(clear := image.info.get("transparency"), int):  # a grey value of a PNG that stands for nothing
+        grey[values == clear] = 255
+    return Image.fromarray(grey)
 
 
 def resize(images, size):

@@ -228,7 +228,7 @@ def train(args, argv, signals, stack):
     folder, old = stack.enter_context(runs.run_folder(args.run_dir or f"runs/{name}", args.overwrite, args.resume))
     config = {k: v for k, v in vars(args).items() if k not in ("config", "overwrite", "resume", "run_dir")}
     run = runs.Run(net, optimizer, scaler, device, folder, {"config": config, "data": loaders.facts._asdict()})
-    environment = runs.environment(device, argv, engine=engine, amp=args.amp)
+    environment = runs.environment(device, argv, engine=engine, amp=args.amp, data=loaders.record)
     for other in {folder if old else None, args.config and Path(args.config).parent} - {None}:
         if changed := runs.changed_versions(other, environment):
             print(f"not as in {other}, so numbers may differ: {changed}")

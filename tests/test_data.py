@@ -379,12 +379,18 @@ def test_a_read_only_data_folder_uses_the_users_cache_folder(tree, tmp_path, mon
     assert len(list((tmp_path / "user").rglob("*.npy"))) == 2
 
 
+def over_white(rgba):
+    """uint8 [H, W, 3] of what [H, W, 4] shows in front of white."""
+    picture = Image.fromarray(rgba)
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB"))
+
+
 def test_grey_and_transparent_images_become_rgb(tree):
     Image.fromarray(pixels(8, 8)).save(tree / "train" / "cat" / "000.png")
     Image.fromarray(pixels(8, 8, 4)).save(tree / "train" / "cat" / "001.png")
     images = build_loaders(folder(tree)).train.maker.split.images
     assert np.array_equal(images[0], np.stack([pixels(8, 8)] * 3))
-    assert np.array_equal(images[1], pixels(8, 8, 4)[..., :3].transpose(2, 0, 1))
+    assert np.array_equal(images[1], over_white(pixels(8, 8, 4)).transpose(2, 0, 1))
 
 
 def test_images_of_mixed_sizes_are_brought_to_img_size(tree):
@@ -394,7 +400,12 @@ def test_images_of_mixed_sizes_are_brought_to_img_size(tree):
 
 @pytest.mark.parametrize(("in_channels", "mode"), [(3, "RGB"), (1, "L")])
 def test_load_images_prepares_pictures_as_testing_does(tmp_path, in_channels, mode):
-    files = {"RGB": pixels(8, 8, 3), "RGBA": pixels(8, 8, 4), "L": pixels(8, 8), "big": pixels(30, 20, 3)}
+    files = {
+        "RGB": pixels(8, 8, 3),
+        "RGBA": pixels(8, 8, 4) | np.uint8([0, 0, 0, 255]),
+        "L": pixels(8, 8),
+        "big": pixels(30, 20, 3),
+    }
     for name, array in files.items():
         Image.fromarray(array).save(tmp_path / f"{name}.png")
     mean, std = [0.5] * in_channels, [0.25] * in_channels
@@ -420,6 +431,127 @@ def test_real_jpegs_are_decoded_as_pillow_does(tmp_path):
     decoded = torch.cat([loaders.train.maker.split.images, loaders.test.maker.split.images])
     for image, path in zip(decoded, paths, strict=True):
         assert np.array_equal(image.permute(1, 2, 0), np.asarray(Image.open(path).convert("RGB")))
+
+
+# ---- Images as they are --------------------------------------------------------------------------
+
+
+def as_read(path, array):
+    """Grey [H, W] of `array` saved at `path` and read back."""
+    Image.fromarray(array).save(path)
+    return image_data.read_image(path, in_channels=1)[0].tolist()
+
+
+def test_what_is_transparent_shows_white(tmp_path):
+    assert as_read(tmp_path / "a.png", np.uint8([[[9, 9, 9, 0], [9, 9, 9, 255]]])) == [[255, 9]]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_grey_of_16_bits_is_scaled_by_its_range(tmp_path, name):
+    assert as_read(tmp_path / name, np.uint16([[0, 257, 32896, 65535]])) == [[0, 1, 128, 255]]
+
+
+def test_a_float_image_of_0_to_1_is_scaled(tmp_path):
+    assert as_read(tmp_path / "a.tif", np.float32([[0, 0.5, 1]])) == [[0, 128, 255]]
+
+
+@pytest.mark.parametrize(
+    "array", [np.float32([[0, 300]]), np.float32([[0, np.nan]]), np.int32([[-1, 9]]), np.int32([[0, 70000]]),
+              np.int32([[0, 200]])], ids=["large float", "nan", "negative", "large", "8 bits in 32"]
+)  # fmt: skip
+def test_an_image_of_unclear_range_is_refused_by_name(tmp_path, array):
+    with pytest.raises(UserError, match=r"cannot read image .*a.tif: its "):
+        as_read(tmp_path / "a.tif", array)
+
+
+def test_an_image_is_turned_as_its_exif_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise
+    Image.fromarray(pixels(4, 6)).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(image_data.read_image(tmp_path / "a.png", 1)[0], np.rot90(pixels(4, 6), -1))
+
+
+# ---- Folders as they are -------------------------------------------------------------------------
+
+
+def test_files_that_are_no_samples_are_left_out_and_counted(tree, capsys):
+    cat = tree / "train" / "cat"
+    for name in ("._000.png", "@eaDir/000.png", ".thumbs/a/000.png", "Thumbs.db", "../dog.png"):
+        (cat / name).parent.mkdir(parents=True, exist_ok=True)
+        (cat / name).write_bytes(b"no image")
+    loaders = build_loaders(folder(tree))
+    assert len(loaders.train.maker.split.labels) == 12
+    said = capsys.readouterr().out
+    assert said.startswith(f"data: {tree}: train/ 12 images, test/ 6 images; files left out: ")
+    kinds = {"2 hidden", "1 .png beside the class folders", "1 .db", "1 in @eaDir"}
+    assert set(said.strip().split("left out: ")[1].split(", ")) == kinds
+
+
+def test_linked_folders_count_once_each(tree):
+    (tree / "train" / "cat").rename(tree / "cats")
+    (tree / "train" / "cat").symlink_to(tree / "cats")
+    (tree / "cats" / "circle").symlink_to(tree / "cats")
+    (tree / "cats" / "above").symlink_to(tree)
+    assert build_loaders(folder(tree)).train.maker.split.labels.tolist() == [0] * 6 + [1] * 6
+
+
+def test_a_link_in_a_hidden_folder_takes_no_image_away(tree):
+    cat = tree / "train" / "cat"
+    (cat / "more").mkdir()
+    (cat / "000.png").rename(cat / "more" / "000.png")
+    (cat / ".last").mkdir()
+    (cat / ".last" / "link").symlink_to(cat / "more")
+    assert len(build_loaders(folder(tree)).train.maker.split.labels) == 12
+
+
+def test_val_serves_for_test(tree):
+    first = build_loaders(folder(tree))
+    (tree / "test").rename(tree / "val")
+    assert same_batches(first.test, build_loaders(folder(tree)).test)
+
+
+def test_training_and_testing_say_what_was_read(tree):
+    run = call(train.main, TINY, "--dataset imagefolder --batch_size 4 --num_epochs 1 --data_dir", tree,
+               "--run_dir", tree.parent / "run")  # fmt: skip
+    tested = call(test.main, tree.parent / "run" / "last.pth.tar", "--device cpu")
+    assert f"data: {tree}: train/ 12 images, test/ 6 images" in run.out
+    assert f"data: {tree}: test/ 6 images" in tested.out
+
+
+# ---- CIFAR as a tree of images -------------------------------------------------------------------
+
+
+@pytest.fixture
+def cifar_tree(tmp_path):
+    return write_tree(tmp_path / "cifar10", image_data.CIFAR_CLASSES["CIFAR10"].split(), 2, 1, size=32)
+
+
+@pytest.mark.parametrize("up", [0, 1])
+def test_a_cifar_tree_is_read_with_the_statistics_of_the_set(cifar_tree, up):
+    loaders = build_loaders(settings("cifar10", data_dir=str([cifar_tree, cifar_tree.parent][up]), batch_size=4))
+    assert loaders.facts.mean == list(image_data.CIFAR10_STATS[0])
+    assert loaders.facts.classes[1] == "automobile"
+    assert np.array_equal(loaders.test.maker.split.images[3], pixels(32, 32, 3, seed=23).transpose(2, 0, 1))
+
+
+def test_cifar_classes_are_as_many_as_they_should_be():
+    counts = {name: len(set(names.split())) for name, names in image_data.CIFAR_CLASSES.items()}
+    assert counts == {"CIFAR10": 10, "CIFAR100": 100}
+    assert all(names.split() == sorted(names.split()) for names in image_data.CIFAR_CLASSES.values())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda cat: Image.fromarray(pixels(32, 32, 3)).save(cat / "a.jpg"), "a.jpg is a JPEG file"),
+        (lambda cat: cat.rename(cat.with_name("kitten")), "classes of CIFAR10.* lacks cat and has kitten besides"),
+        (lambda cat: Image.fromarray(pixels(9, 9, 3)).save(cat / "a.png"), "a.png is not 32x32"),
+    ],
+)
+def test_a_cifar_tree_that_is_not_the_set_is_refused(cifar_tree, spoil, message):
+    spoil(cifar_tree / "train" / "cat")
+    with pytest.raises(UserError, match=message):
+        build_loaders(settings("cifar10", data_dir=str(cifar_tree), batch_size=4))
 
 
 # ---- CIFAR in the published layout ---------------------------------------------------------------
@@ -634,7 +766,7 @@ def break_other_test_size(root):
         (break_no_test, "has no test/"),
         (break_no_class, "train is empty"),
         (break_class_without_image, "train/eel has no image"),
-        (break_classes_differ, "same classes, .* dog, eel"),
+        (break_classes_differ, "the same classes as .*test.* lacks eel and has dog besides"),
         (break_truncated, "cannot read image .*train/dog/004.png"),
         (break_not_an_image, "cannot read image .*test/dog/002.png"),
         (break_dangling_link, "link.png"),

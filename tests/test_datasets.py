@@ -1,5 +1,7 @@
 """Every data set in its published format, small, through the three entry points; and the MNIST reader."""
 
+import gzip
+
 import numpy as np
 import pytest
 import torch
@@ -152,6 +154,26 @@ def test_mnist_images_are_those_of_the_idx_files(mnist):
     assert raw.test.images[5, 0, 2, 3] == 5 + 7 * (2 + 3)
     assert raw.train.labels.tolist() == [k % 10 for k in range(40)]
     assert raw.classes == [str(k) for k in range(10)]
+
+
+@pytest.mark.parametrize("where", [".", "MNIST", "MNIST/raw"])
+def test_mnist_is_unpacked_from_its_gz_files(mnist, where):
+    expected = load(mnist).train.images
+    for path in sorted((mnist / "MNIST" / "raw").iterdir()):
+        (mnist / where / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    assert torch.equal(load(mnist).train.images, expected)
+
+
+def test_a_damaged_gz_of_mnist_is_named_and_left_alone(mnist):
+    path = mnist / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    packed = path.with_name(f"{path.name}.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes())[:200])
+    path.unlink()
+    with pytest.raises(UserError, match=f"cannot unpack {packed}"):
+        load(mnist)
+    assert packed.stat().st_size == 200
+    assert not path.exists()
 
 
 def test_testing_mnist_needs_no_training_part(mnist):

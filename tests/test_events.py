@@ -2,8 +2,10 @@
 
 import errno
 import os
+import shutil
 import sys
 import tarfile
+import warnings
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +18,7 @@ import cache
 import event_data
 import train
 from data import DATASETS, build_loaders
-from event_data import Events, frames, list_cifar10_dvs, list_nmnist, read_aedat, read_nmnist
+from event_data import Events, Mended, frames, list_cifar10_dvs, list_nmnist, read_aedat, read_nmnist
 from utill import UserError
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "nmnist-small.tar.xz"
@@ -156,11 +158,11 @@ def test_the_readers_agree_with_spikingjellys(tmp_path, jelly):
         ("1.aedat", aedat_bytes(noise(9, 128), b"#!AER-DAT3.1\r\n"), "#!AER-DAT2.0; fetch it again"),
         ("1.aedat", HEADER, "no events: fetch it again"),
         ("1.aedat", HEADER[:-5], "no events: fetch it again"),
-        ("1.aedat", aedat_bytes(at([5, 9, 8])), "backwards after event 2; fetch it again"),
+        ("1.aedat", aedat_bytes(at([5, 10_009, 8])), "backwards after event 2, by 10001 .*; fetch it again"),
         ("1.aedat", HEADER + np.array([1 << 16, 0], ">u4").tobytes(), "outside the 128x128 sensor: fetch it again"),
         ("1.bin", nmnist_bytes(noise(9, 34))[:-3], "2 of 5 bytes; fetch it again"),
         ("1.bin", b"", "no events: fetch it again"),
-        ("1.bin", nmnist_bytes(at([5, 9, 8])), "backwards after event 2; fetch it again"),
+        ("1.bin", nmnist_bytes(at([5, 10_009, 8])), "backwards after event 2, by 10001 .*; fetch it again"),
         ("1.bin", nmnist_bytes(at([5], x=34)), "outside the 34x34 sensor: fetch it again"),
         ("1.bin", nmnist_bytes(at([5], y=34)), "outside the 34x34 sensor: fetch it again"),
     ],
@@ -169,6 +171,69 @@ def test_a_bad_recording_is_one_sentence_that_names_it(tmp_path, name, content, 
     path = written(tmp_path / name, content)
     with pytest.raises(UserError, match=f"{path}.*{message}"):
         (read_aedat if name == "1.aedat" else read_nmnist)(path)
+
+
+# ---- Recordings with small faults ----------------------------------------------------------------
+
+
+def both(times):
+    """The recording `at(times)`, once in each format: [(reader, content, suffix)]."""
+    return [(read_aedat, aedat_bytes(at(times)), "aedat"), (read_nmnist, nmnist_bytes(at(times)), "bin")]
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_events_that_come_a_little_late_are_sorted_in_with_a_warning(tmp_path, kind):
+    read, content, suffix = both([5, 90, 40, 41, 10_000, 100])[kind]
+    with pytest.warns(Mended, match=rf"1.{suffix}: mended, with 3 events out of order"):
+        assert read(written(tmp_path / f"1.{suffix}", content)).t.tolist() == [5, 40, 41, 90, 100, 10_000]
+
+
+def test_events_that_are_sorted_in_keep_their_pixels(tmp_path):
+    t, x, y, p = noise(200, 128)
+    x[50:52] = 7, 8
+    swapped = Events(t.copy(), x.copy(), y.copy(), p.copy())
+    for column in swapped:
+        column[50:52] = column[50:52][::-1].copy()
+    with pytest.warns(Mended):
+        assert same(read_aedat(written(tmp_path / "1.aedat", aedat_bytes(swapped))), (t, x, y, p))
+
+
+def test_events_of_the_same_time_stay_in_the_order_of_the_file(tmp_path):
+    recording = Events(np.array([5, 9, 9, 8]), np.arange(4), np.zeros(4, int), np.zeros(4, int))
+    with pytest.warns(Mended):
+        assert read_aedat(written(tmp_path / "1.aedat", aedat_bytes(recording))).x.tolist() == [0, 3, 1, 2]
+
+
+def test_a_32_bit_clock_that_wraps_round_goes_on_with_a_warning(tmp_path):
+    path = written(tmp_path / "1.aedat", aedat_bytes(at([2**32 - 9, 2**32 - 2, 3, 2**32 - 1, 8])))
+    with pytest.warns(Mended, match="1 events out of order in 1, a clock that wrapped round in 1"):
+        assert (read_aedat(path).t - (2**32 - 9)).tolist() == [0, 7, 8, 12, 17]
+
+
+def test_a_sound_recording_is_read_without_a_warning(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_aedat(written(tmp_path / "1.aedat", aedat_bytes(at([0, 5, 5, 2**32 - 1]))))
+
+
+@pytest.mark.parametrize("times", [[20_009, 2**32 - 1, 30_000], [2**31, 0, 9]])
+def test_a_clock_that_jumps_is_damage_and_not_a_wrap(tmp_path, times):
+    with pytest.raises(UserError, match="time runs backwards"):
+        read_aedat(written(tmp_path / "1.aedat", aedat_bytes(at(times))))
+
+
+@pytest.mark.parametrize("chunk", [100, 3])
+def test_what_was_mended_is_counted_over_all_files_each_time(nmnist, capsys, monkeypatch, chunk):
+    monkeypatch.setattr(event_data, "CHUNK", chunk)  # 3: in several processes
+    for name in ("Train/3/00006.bin", "Train/8/00016.bin"):
+        written(nmnist / name, nmnist_bytes(at([5, 9, 8, 7])))
+    for _ in range(2):  # the second time from the cache
+        record = load("nmnist", nmnist).record
+        said = capsys.readouterr().err.splitlines()
+        assert [line for line in said if "warning" in line] == [
+            "warning: train recordings of nmnist mended: 4 events out of order in 2 of 20"
+        ]
+    assert record["mended"] == {"train": "4 events out of order in 2"}
 
 
 # ---- Frames --------------------------------------------------------------------------------------
@@ -255,7 +320,7 @@ def test_nmnist_is_read_through_its_lists(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "has no Train/ of N-MNIST: get Train.zip and Test.zip of https://"),
+        (None, "has no Train/ and no Train.zip of N-MNIST: get Train.zip and Test.zip of https://"),
         ("#sample #class\n", "names no recording"),
         ("1 5\n2 five\n", "'2 five' is not a number and a digit"),
         ("1 12\n", "'1 12' is not"),
@@ -269,6 +334,69 @@ def test_bad_nmnist_lists_are_one_sentence(tmp_path, content, message):
         (tmp_path / "train1K.txt").write_text(content)
     with pytest.raises(UserError, match=f"{tmp_path}.*{message}"):
         list_nmnist(tmp_path, "train")
+
+
+@pytest.mark.parametrize("inside", ["NMNIST", "extract", "download"])
+def test_nmnist_is_found_in_the_folders_that_libraries_make(nmnist, inside):
+    expected = load("nmnist", nmnist).train.images
+    moved = nmnist.parent / "other" / inside
+    moved.parent.mkdir()
+    nmnist.rename(moved)
+    assert torch.equal(load("nmnist", moved.parent).train.images, expected)
+
+
+def zip_split(root, split):
+    """The folder of a split as its published zip."""
+    with zipfile.ZipFile(root / f"{split}.zip", "w") as archive:
+        for path in sorted((root / split).rglob("*.bin")):
+            archive.write(path, path.relative_to(root))
+    shutil.rmtree(root / split)
+
+
+def test_the_two_zips_of_nmnist_are_unpacked_on_first_use(nmnist):
+    expected = load("nmnist", nmnist).test.images
+    zip_split(nmnist, "Train")
+    zip_split(nmnist, "Test")
+    assert torch.equal(load("nmnist", nmnist).test.images, expected)
+    assert sorted(p.name for p in nmnist.iterdir() if p.name[0] != ".") == ["Test", "Test.zip", "Train", "Train.zip"]
+
+
+def test_testing_unpacks_no_training_part_of_nmnist(nmnist):
+    zip_split(nmnist, "Train")
+    load("nmnist", nmnist, train_too=False)
+    assert not (nmnist / "Train").exists()
+
+
+def test_a_cut_zip_of_nmnist_is_one_sentence_and_leaves_nothing(nmnist):
+    zip_split(nmnist, "Train")
+    os.truncate(nmnist / "Train.zip", 2000)
+    with pytest.raises(UserError, match="Train.zip is not a whole zip archive"):
+        load("nmnist", nmnist)
+    assert sorted(p.name for p in nmnist.iterdir()) == ["Test", "Train.zip"]
+
+
+@pytest.mark.parametrize("name", ["._00001.bin", ".hidden.bin"])
+def test_hidden_files_of_nmnist_are_no_recordings(nmnist, name):
+    written(nmnist / "Train" / "3" / name, bytes(4096))
+    assert len(load("nmnist", nmnist).train.labels) == 20
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".mat", ".aedat4"])
+@pytest.mark.parametrize("dataset", ["nmnist", "dvs_cifar10"])
+def test_a_format_that_is_not_read_is_named(tmp_path, dataset, suffix):
+    for part in ("events_np/train/0", "airplane"):
+        written(tmp_path / part / f"a{suffix}", b"")
+    with pytest.raises(UserError, match=rf", only {suffix} files \(.*which are not read: (get|remove|put)"):
+        load(dataset, tmp_path)
+
+
+@pytest.mark.parametrize("inside", ["CIFAR10DVS", "extract", "download"])
+def test_cifar10_dvs_is_found_in_the_folders_that_libraries_make(cifar10, inside):
+    expected = load("dvs_cifar10", cifar10).test.images
+    moved = cifar10.parent / "other" / inside
+    moved.parent.mkdir()
+    cifar10.rename(moved)
+    assert torch.equal(load("dvs_cifar10", moved.parent).test.images, expected)
 
 
 def test_a_digit_without_recordings_is_named(nmnist):

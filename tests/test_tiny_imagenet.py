@@ -168,6 +168,40 @@ def test_a_slice_of_the_real_images_reads_the_same_way(tmp_path):
 # ---- Bad input -------------------------------------------------------------------------------------
 
 
+def sort_val(root, inner=""):
+    """val/ as many sort it: the images in folders of their classes."""
+    for line in (root / "val" / "val_annotations.txt").read_text().splitlines():
+        name, wnid = line.split()[:2]
+        (root / "val" / wnid / inner).mkdir(parents=True, exist_ok=True)
+        (root / "val" / "images" / name).rename(root / "val" / wnid / inner / name)
+
+
+@pytest.mark.parametrize("inner", ["", "images"])
+def test_val_in_class_folders_gives_the_same_images_in_the_same_order(tree, inner):
+    before = build_loaders(tiny(tree)).test.maker.split
+    sort_val(tree, inner)
+    after = build_loaders(tiny(tree)).test.maker.split
+    assert np.array_equal(before.images, after.images)
+    assert np.array_equal(before.labels, after.labels)
+
+
+def test_val_sorted_by_half_is_refused(tree):
+    (tree / "val" / "n01").mkdir()
+    (tree / "val" / "images" / "val_1.JPEG").rename(tree / "val" / "n01" / "val_1.JPEG")
+    refused(tree, "val has images in images/, which is no class")
+
+
+def test_class_folders_that_contradict_the_annotations_are_refused(tree):
+    sort_val(tree)
+    (tree / "val" / "n01" / "val_1.JPEG").rename(tree / "val" / "n02" / "val_1.JPEG")
+    refused(tree, "do not agree on val_1.JPEG")
+
+
+def test_hidden_files_beside_the_images_are_no_samples(tree):
+    (tree / "train" / "n01" / "images" / "._n01_0.JPEG").write_bytes(b"no image")
+    assert len(build_loaders(tiny(tree)).train.maker.split.labels) == TRAIN * len(WNIDS)
+
+
 def refused(root, message):
     """train.py refuses the folder in one sentence with exit code 2, and leaves it as it was."""
     before = sorted(root.rglob("*")) if root.exists() else None
