@@ -46,26 +46,24 @@ import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from arguments import ArgumentParser  # noqa: E402
 from model import ARCHS, BN_EPS, BN_MOMENTUM, SURROGATE_ALPHA, PoissonGen, SpikingVGG  # noqa: E402
 from utill import UserError, entry_point  # noqa: E402
 
-# name: (whose code, under autocast to bfloat16?)
-CONTENDERS = {
-    "authors": ("authors", False),
-    "ours-plain": ("ours-plain", False),
-    "ours-plain-bf16": ("ours-plain", True),
-    "ours-fused": ("ours-fused", False),
-    "ours-fused-bf16": ("ours-fused", True),
-    "ours-fused-bf16-graph": ("ours-fused", True),  # the training step replayed as one CUDA graph
-    "spikingjelly": ("spikingjelly", False),
-    "spikingjelly-bf16": ("spikingjelly", True),
-    "snntorch": ("snntorch", False),
-}
+# whose code; -bf16: under autocast to bfloat16; -graph: the training step replayed as one CUDA graph
+CONTENDERS = (
+    "authors", "ours-plain", "ours-plain-bf16", "ours-fused", "ours-fused-bf16", "ours-fused-bf16-graph",
+    "spikingjelly", "spikingjelly-bf16", "snntorch",
+)  # fmt: skip
 LEAK, NUM_CLS = 0.95, 10
 SGD = dict(lr=0.01, momentum=0.9, weight_decay=1e-4)
 SAME_NET = 1e-6  # largest difference of logits and gradients in float64, over the largest value
 SYNAPSE_OPS = re.compile(r"convolution|conv2d|linear|matmul|::(b|add|badd)?mm$")  # a profiler's names on a CPU
 SYNAPSE_KERNELS = re.compile(r"conv|gemm|cutlass|xmma|nvjet|[dw]grad|fprop", re.IGNORECASE)  # and on a GPU
+
+
+def whose(contender):
+    return contender.removesuffix("-graph").removesuffix("-bf16")
 
 
 class LeftOut(Exception):
@@ -116,17 +114,16 @@ class SpikingJellyNet(nn.Module):
         self.blocks = nn.ModuleList()
         for part in ours.layers():
             features, inputs = part.synapse.weight.shape[:2]
+            synapse, norm = layer.Linear(inputs, features, bias=False, step_mode="m"), layer.BatchNormThroughTime1d
             if isinstance(part.synapse, nn.Conv2d):
                 synapse = layer.Conv2d(inputs, features, 3, padding=1, bias=False, step_mode="m")
-                norm = layer.BatchNormThroughTime2d(self.num_steps, features, **bn)
-            else:
-                synapse = layer.Linear(inputs, features, bias=False, step_mode="m")
-                norm = layer.BatchNormThroughTime1d(self.num_steps, features, **bn)
+                norm = layer.BatchNormThroughTime2d
             lif = neuron.LIFNode(
                 tau=1 / (1 - LEAK), decay_input=False, v_threshold=1.0, v_reset=None, detach_reset=True,
                 surrogate_function=surrogate.PiecewiseQuadratic(alpha=1.0), step_mode="m",
             )  # fmt: skip
-            self.blocks.append(nn.ModuleList([synapse, norm, lif, pools[type(part.pool)]()]))
+            parts = synapse, norm(self.num_steps, features, **bn), lif, pools[type(part.pool)]()
+            self.blocks.append(nn.ModuleList(parts))
         self.readout = layer.Linear(*reversed(ours.readout.weight.shape), bias=False, step_mode="m")
 
     def forward(self, images):
@@ -194,13 +191,13 @@ def batch_norms(net):
     return [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
-def build(whose, spec):
+def build(code, spec):
     """A net on its device, in the default dtype, with the weights that our net draws from seed 0."""
     torch.manual_seed(0)
     ours = SpikingVGG(spec["arch"], spec["num_steps"], LEAK, spec["img_size"], NUM_CLS).to(spec["device"])
     weights = [p.detach().clone() for p in ours.parameters()]
     try:
-        net = BUILDERS[whose](ours, spec).to(spec["device"])
+        net = BUILDERS[code](ours, spec).to(spec["device"])
     except ModuleNotFoundError as error:
         raise LeftOut(f"{error.name} is not installed (pip install --no-deps -r requirements-bench.txt)") from None
     for parameter, weight in zip(net.parameters(), weights, strict=True):
@@ -218,7 +215,7 @@ class Contender:
     def __init__(self, spec):
         torch.set_num_threads(spec["threads"])
         self.spec, self.device = spec, torch.device(spec["device"])
-        self.whose, self.bf16 = CONTENDERS[spec["contender"]]
+        self.whose, self.bf16 = whose(spec["contender"]), "-bf16" in spec["contender"]
         self.net = self.graph = None
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
@@ -292,7 +289,7 @@ class Contender:
             images, labels = self.batch(max(2, min(self.spec["batch_size"], 4)))
             torch.set_default_dtype(dtype)
             try:
-                pair = [build(whose, self.spec) for whose in ("ours-plain", self.whose)]
+                pair = [build(code, self.spec) for code in ("ours-plain", self.whose)]
                 mine, theirs = (self.pass_twice(net, images.to(dtype), labels) for net in pair)
             finally:
                 torch.set_default_dtype(torch.float32)
@@ -415,10 +412,10 @@ def check_and_time(names, args, report):
     with contextlib.ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(name, args)) for name in names}
         for name in names:
-            whose, report["seconds"][name] = CONTENDERS[name][0], {mode: [] for mode in args.modes}
+            report["seconds"][name] = {mode: [] for mode in args.modes}
             with noted(report, name):
-                if whose not in report["check"]:
-                    report["check"][whose] = workers[name].ask("check")
+                if whose(name) not in report["check"]:
+                    report["check"][whose(name)] = workers[name].ask("check")
         if set(names) <= set(report["left_out"]):
             raise UserError("no contender is left to measure")
         for mode in args.modes:
@@ -547,11 +544,11 @@ def print_table(title, rows):
 
 def print_check(report):
     rows = [["", *next(iter(report["check"].values())), "same net"]]
-    for whose, row in report["check"].items():
+    for code, row in report["check"].items():
         exact = [r["difference"] for what, r in row.items() if what.endswith("float64")]
-        report["same_net"][whose] = max(exact) <= SAME_NET if exact else None
-        verdict = {True: "yes", False: "NO", None: "float32 only"}[report["same_net"][whose]]
-        rows.append([whose, *(f"{r['difference']:.1e} ({r['cosine']:.6f})" for r in row.values()), verdict])
+        report["same_net"][code] = max(exact) <= SAME_NET if exact else None
+        verdict = {True: "yes", False: "NO", None: "float32 only"}[report["same_net"][code]]
+        rows.append([code, *(f"{r['difference']:.1e} ({r['cosine']:.6f})" for r in row.values()), verdict])
     print_table("Largest difference from our plain loop, over the largest value (cosine):", rows)
 
 
@@ -623,11 +620,6 @@ def machine(args):
 # ---- Command line ----------------------------------------------------------------------------------------
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message} (--help lists every flag)")
-
-
 def at_least(least):
     def integer(text):
         if int(text) < least:
@@ -638,7 +630,7 @@ def at_least(least):
 
 
 def parse(argv):
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("--arch", default="vgg9", choices=ARCHS)
     add("--batch_size", type=at_least(2), default=16)

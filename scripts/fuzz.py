@@ -64,9 +64,9 @@ class Case(NamedTuple):
 
 
 class Assets(dict):
-    """{kind of file: whole ones}"""
+    """{kind of file: whole ones}; hypothesis asks for its name, now and then."""
 
-    def __repr__(self):  # hypothesis asks for it, now and then
+    def __repr__(self):
         return "assets"
 
 
@@ -77,23 +77,8 @@ class Hang(BaseException):
 # ---- Values and bytes ----------------------------------------------------------------------------
 
 NUMBERS = [
-    "0",
-    "-1",
-    "2",
-    "3",
-    "1e-3",
-    "0.5",
-    "1e309",
-    "-1e9",
-    "nan",
-    "-inf",
-    "1_0",
-    "٣",
-    "0x10",
-    "1e",
-    "2.0",
-    "9" * 20,
-]
+    "0", "-1", "2", "3", "1e-3", "0.5", "1e309", "-1e9", "nan", "-inf", "1_0", "٣", "0x10", "1e", "2.0", "9" * 20,
+]  # fmt: skip
 WORDS = ["", " ", "--", "-", "-x", "@file", "x" * 300, "9" * 5000, "\x1b[2J", "\udcff"]
 NAMES = ["run", "missing", "missing/deeper", "file/under", "-", "x" * 300, "\x1b[2J", "\udcff"]
 texts = st.text(max_size=20)  # any character but half a pair
@@ -132,6 +117,13 @@ def damage(draw, content, most=4):
             case "cut":
                 del content[at:]
     return bytes(content)
+
+
+def put(files, folder):
+    """Write the files {path: bytes} below a folder."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
 
 
 def saved(value, **options):
@@ -268,18 +260,17 @@ def odd_checkpoint(draw, content):
     match draw(st.sampled_from(["as it is", "as it is", "bytes", "pickle", "deflate"])):
         case "bytes":
             content = draw(damage(content))
-        case "pickle" | "deflate" as how if content.startswith(b"PK"):
-            content = zipped_again(content, how == "deflate", lambda x: draw(damage(x)) if how == "pickle" else x)
+        case "pickle" if content.startswith(b"PK"):
+            content = zipped_again(content, zipfile.ZIP_STORED, lambda x: draw(damage(x)))
+        case "deflate" if content.startswith(b"PK"):
+            content = zipped_again(content, zipfile.ZIP_DEFLATED, lambda x: x)
     return content
 
 
-def zipped_again(content, deflate, change):
+def zipped_again(content, how, change):
     """The same zip, compressed or not, its pickle changed."""
     file = io.BytesIO()
-    with (
-        zipfile.ZipFile(io.BytesIO(content)) as old,
-        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED) as new,
-    ):
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w", how) as new:
         for member in old.infolist():
             inside = old.read(member)
             new.writestr(member.filename, change(inside) if member.filename.endswith("data.pkl") else inside)
@@ -316,11 +307,11 @@ def resume(draw, assets):
 def image(draw, assets):
     picture = st.sampled_from(assets["images"])
     content = draw(st.one_of(picture, picture.flatmap(damage), picture.flatmap(damage), st.binary(max_size=50)))
-    suffix = draw(st.sampled_from([".png", ".jpg", ".tif", "", ".webp"]))
+    name = "x" + draw(st.sampled_from([".png", ".jpg", ".tif", "", ".webp"]))
     more = draw(st.sampled_from([[], ["good.tar"], ["missing"], ["--steps", "1"]]))
     net = draw(st.sampled_from(["good.tar"] * 3 + ["bn.tar", "pixels.tar", "events.tar"]))
-    argv = [net, *TEST.split(), "--image", f"x{suffix}", *more]
-    return Case("test", argv, {f"x{suffix}": content, net: assets["checkpoints"][net]})
+    files = {name: content, net: assets["checkpoints"][net]}
+    return Case("test", [net, *TEST.split(), "--image", name, *more], files)
 
 
 @st.composite
@@ -407,13 +398,11 @@ def make_assets():
     parts = {"images-idx3": images + rng.bytes(7840), "labels-idx1": labels}
     assets["idx"] = {f"data/MNIST/raw/{s}-{k}-ubyte": v for s in ("train", "t10k") for k, v in parts.items()}
 
-    runs = {"good": "", "bn": "--norm bn", "pixels": "--encoding pixels_permuted --num_steps 64"}
+    nets = {"good": "", "bn": "--norm bn", "pixels": "--encoding pixels_permuted --num_steps 64"}
     with tempfile.TemporaryDirectory() as place:
-        for name, content in assets["nmnist"].items():
-            (Path(place) / name).parent.mkdir(parents=True, exist_ok=True)
-            (Path(place) / name).write_bytes(content)
-        runs["events"] = f"--dataset nmnist --data_dir {place}/data"
-        for name, more in runs.items():
+        put(assets["nmnist"], Path(place))
+        nets["events"] = f"--dataset nmnist --data_dir {place}/data"
+        for name, more in nets.items():
             run_dir = Path(place) / name
             command = [*TRAIN.split(), "--dataset", "digits", *more.split(), "--run_dir", str(run_dir)]
             with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(record=True):
@@ -457,10 +446,7 @@ def files_in(folder):
 
 def run(case, place):
     """Run the input in the folder `place`. Returns (exit code or None, what is wrong or None)."""
-    for name, content in case.files.items():
-        path = place / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    put(case.files, place)
     before = files_in(place)
     out, err, code, here = io.StringIO(), io.StringIO(), None, os.getcwd()
 
@@ -468,9 +454,8 @@ def run(case, place):
         raise Hang
 
     old = signal.signal(signal.SIGALRM, alarm)
-    faulthandler.dump_traceback_later(
-        3 * LIMIT, exit=True, file=sys.__stderr__
-    )  # where Python does not get to act on the alarm
+    # where Python does not get to act on the alarm
+    faulthandler.dump_traceback_later(3 * LIMIT, exit=True, file=sys.__stderr__)
     try:
         os.chdir(place)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
@@ -555,36 +540,23 @@ def shares(count, kinds):
     return {kind: max(1, round(count * part / sum(parts.values()))) for kind, part in parts.items()}
 
 
-def keep(folder, case):
-    for name, content in {**case.files, "ARGV": repr([case.script, *case.argv]).encode()}.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-
-
-def parse_args(argv=None):
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=2000, help="inputs of all kinds together")
     parser.add_argument("--seed", type=int, default=0, help="which inputs")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--only", type=int, metavar="INDEX", help="run this input alone")
-    parser.add_argument(
-        "--keep", type=Path, metavar="DIR", help="write the files and the command of each failing input there"
-    )
-    return parser.parse_args(argv)
-
-
-def main(argv=None):
-    args = parse_args(argv)
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="write each failing input there: files and command")
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    assets, failed = make_assets(), 0
-    print(f"{'kind':12} {'inputs':>7} {'accepted':>9} {'refused':>8} {'failures':>9}", flush=True)
-    totals = np.zeros(4, int)
+    assets, totals, line = make_assets(), np.zeros(4, int), "{:12} {:>7} {:>9} {:>8} {:>9}".format
+    print(line("kind", "inputs", "accepted", "refused", "failures"), flush=True)
     with little_memory(), mock.patch("urllib.request.urlopen", no_network):
         for kind, count in shares(args.count, args.kinds).items():
             report = fuzz(kind, count, args.seed, assets, args.only)
             row = [*report[:3], len(report.failures)]
             totals += row
-            print(f"{kind:12} {row[0]:7} {row[1]:9} {row[2]:8} {row[3]:9}", flush=True)
+            print(line(kind, *row), flush=True)
             shown = set()
             for index, case, wrong in report.failures:
                 last = wrong.strip().splitlines()[-1]
@@ -595,10 +567,10 @@ def main(argv=None):
                 print(f"  {kind} {index}: {case.script} {case.argv!r:.500}\n    repeat: {again}", file=sys.stderr)
                 print("    " + wrong.strip().replace("\n", "\n    "), file=sys.stderr)
                 if args.keep:
-                    keep(args.keep / f"{kind}-{index}", case)
-            failed += len(report.failures)
-    print(f"{'all':12} {totals[0]:7} {totals[1]:9} {totals[2]:8} {totals[3]:9}")
-    return 1 if failed else 0
+                    command = repr([case.script, *case.argv]).encode()
+                    put({**case.files, "ARGV": command}, args.keep / f"{kind}-{index}")
+    print(line("all", *totals))
+    return 1 if totals[3] else 0
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ with 1 if anything differed. Flags it does not know go to train.py. Linux and ma
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import logging
@@ -176,14 +177,11 @@ def difference(a, b, name):
     """The name of the first thing in which a and b differ, times aside; None if they are the same bit for bit."""
     if type(a) is not type(b):
         return name
-    if isinstance(a, dict):
-        if a.keys() != b.keys():
-            return name
-        return next(filter(None, (difference(a[k], b[k], f"{name}.{k}") for k in a if k not in TIMES)), None)
     if isinstance(a, (list, tuple)):
-        pairs = enumerate(zip(a, b, strict=False))
-        found = (difference(x, y, f"{name}[{k}]") for k, (x, y) in pairs)
-        return name if len(a) != len(b) else next(filter(None, found), None)
+        a, b = dict(enumerate(a)), dict(enumerate(b))
+    if isinstance(a, dict):
+        found = (difference(a[k], b[k], f"{name}.{k}") for k in a if k not in TIMES)
+        return name if a.keys() != b.keys() else next(filter(None, found), None)
     if isinstance(a, torch.Tensor):
         return None if a.dtype == b.dtype and torch.equal(a, b) else name
     return None if a == b else name
@@ -266,8 +264,7 @@ def main(argv=None):
         raise utill.UserError("--kills must be at least 1, and --in_write between 0 and --kills")
     if args.keep:
         args.keep.mkdir(parents=True)
-        return kill_and_resume(args.keep, args.kills, args.in_write, args.kinds, args.seed, more)
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as folder:
         return kill_and_resume(Path(folder), args.kills, args.in_write, args.kinds, args.seed, more)
 
 
