@@ -255,7 +255,8 @@ def init_from(net, args):
         how = f", a norm's time-step t from the old step t, at most {T}"
     elif old_norm != norm != "none" != old_norm:
         how = ", each norm the mean of its old time-steps" if T else ", the old BatchNorm at every time-step"
-    fresh, left = new.keys() - taken.keys(), {n for n in old if _short(n) not in {*map(_short, new)}}
+    kept = {*map(_short, new)}
+    fresh, left = new.keys() - taken.keys(), {name for name in old if _short(name) not in kept}
     why = [f"{n} is {list(new[n].shape)}, there {list(old[n].shape)}" for n in sorted(fresh & synapses & there)]
     words = [f"new: {_layers(fresh, new)}" + (f" ({'; '.join(why)})" if why else "")] if fresh else []
     words += [f"left out: {_layers(left, old)}"] if left else []
