@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import reprlib
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,11 @@ unit_float = Number(float, lambda x: 0 < x <= 1, "a number in (0, 1]")
 fraction = Number(float, lambda x: 0 <= x < 1, "a number in [0, 1)")
 positive_float = Number(float, lambda x: 0 < x < math.inf, "a positive number")
 nonnegative_float = Number(float, lambda x: 0 <= x < math.inf, "a number of at least 0")
+
+
+def path(text):
+    """The type of a flag that names a file or folder: `~` is the home folder, in a config file too."""
+    return os.path.expanduser(text)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -131,7 +137,7 @@ def add_data_arguments(parser, datasets):
     group = parser.add_argument_group("data")
     add = group.add_argument
     add("--dataset", default="cifar10", choices=list(datasets), help="data set")
-    add("--data_dir", default="./data", type=str, help="where the data lies or is downloaded to")
+    add("--data_dir", default="./data", type=path, help="where the data lies or is downloaded to")
     add("--img_size", default=None, type=size, help="resize to this (default: as the data is)")
     add("--batch_size", default=256, type=positive_int, help="training batch; testing uses twice it")
     add("--num_workers", default=4, type=processes, help="data loading processes (0: in this one)")
@@ -165,22 +171,24 @@ def add_run_arguments(parser):
 
 def parse_with_config(parser, argv=None):
     """Parse argv over the defaults of its `--config FILE` (YAML), if it names one."""
-    parser.add_argument("--config", default=None, metavar="FILE", help="YAML file of flags; the command line wins")
+    parser.add_argument(
+        "--config", default=None, type=path, metavar="FILE", help="YAML file of flags; the command line wins"
+    )
     first = ArgumentParser(add_help=False)
-    first.add_argument("--config")
-    path = first.parse_known_args(argv)[0].config
-    if path is not None:
+    first.add_argument("--config", type=path)
+    file = first.parse_known_args(argv)[0].config
+    if file is not None:
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(file).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot read the config {path}: {reason_of(error)}") from None
+            raise UserError(f"cannot read the config {file}: {reason_of(error)}") from None
         try:
             if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
                 raise ValueError("a list of flags needs no aliases")  # a few lines of them unfold to gigabytes
             values = yaml.safe_load(text)
         except Exception as error:  # PyYAML raises many kinds
-            raise UserError(f"the config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+            raise UserError(f"the config {file} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-            raise UserError(f"the config {path} must be a list of `flag: value` lines")
-        parser.apply_config(values, path)
+            raise UserError(f"the config {file} must be a list of `flag: value` lines")
+        parser.apply_config(values, file)
     return parser.parse_args(argv)

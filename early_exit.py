@@ -96,7 +96,7 @@ def parse_args(argv=None):
     add = parser.add_argument_group("early exit").add_argument
     add("--gamma_threshold", default=0.1, type=arguments.positive_float, help="on a layer's mean gamma")
     add("--sweep", action="store_true", help="list every exit that some threshold yields")
-    add("--figure", default=None, type=str, help="figure file (default: early_exit.png by CHECKPOINT)")
+    add("--figure", default=None, type=arguments.path, help="figure file (default: early_exit.png by CHECKPOINT)")
     args, checkpoint = nets.parse_with_checkpoint(parser, argv)
     suffixes = [f".{kind}" for kind in plt.FigureCanvasBase.get_supported_filetypes()]
     if args.figure and Path(args.figure).suffix not in suffixes:

@@ -4,12 +4,15 @@ A new norm or neuron is a class of its own (see baselines.py) and one row here; 
 chains of layers in model.py.
 """
 
+import re
 from functools import partial
 
 import torch
 
+import arguments
 import fused
 import runs
+import utill
 from arguments import positive_float, size, unit_float
 from baselines import PLIF, TdBN
 from encoders import ENCODERS
@@ -26,6 +29,8 @@ NEURONS = {"lif": LIF, "plif": PLIF}
 
 # What a checkpoint must say of its net and data, and what of its settings belonged to the training alone.
 NEEDED = ("arch", "num_steps", "leak_mem", "threshold", "norm", "encoding", "spike_order", "dataset")
+UNSAID = ("leak_mem", "num_steps")  # what weights alone do not say
+SIZES = ("num_cls", "in_channels", "img_size")
 TRAINING_ONLY = ("device", "engine", "save_memory", "limit_test")
 
 
@@ -60,9 +65,12 @@ def build_net(args, facts):
 def check_weights(args, checkpoint, facts):
     """UserError unless the checkpoint's weights are those of the net asked for. Allocates no weights."""
     state, another = checkpoint["state_dict"], f"{args.checkpoint} holds another net than {args.arch} as asked for"
-    steps = {name.split(".")[1] for name in state if name.startswith("bntt") and name.endswith(".weight")}
-    if args.norm == "bntt" and args.num_steps != len(steps):  # before so many steps are built
-        raise UserError(f"{another}: it has {len(steps)} time-steps with a norm of their own, not {args.num_steps}")
+    asked, steps = args.num_steps, norm_of(state)[1] or 0
+    if args.norm == "bntt" and asked != steps:  # before so many steps are built
+        hint = ": leave --num_steps out, or train a net of so many with --init_from" if steps else ""
+        if asked < steps:
+            hint = f": --steps {asked} of test.py runs only the first {asked} time-step{'s' * (asked > 1)}"
+        raise UserError(f"{another}: it has {steps} time-steps with a norm of their own, not {asked}{hint}")
     with torch.device("meta"):
         expected = build_net(args, facts).state_dict()
     for name, tensor in expected.items():
@@ -83,6 +91,9 @@ def load_net(args, checkpoint, facts, device):
     net = build_net(args, facts)
     net.load_state_dict(checkpoint["state_dict"])
     engine, reason = use_engine(net.to(device), args.engine, args.save_memory)
+    if "config" not in checkpoint:
+        said = [f"{key} {getattr(args, key)}" for key in ("norm", "num_steps", "encoding", "norm_stats") if key in args]
+        print(f"{args.checkpoint} does not say its settings: taken {', '.join(said)}")
     if reason:
         print(f"engine: {engine}, because {reason}")
     return net
@@ -107,12 +118,38 @@ def use_engine(net, engine="auto", save_memory=None):
 def parse_with_checkpoint(parser, argv=None):
     """Parse argv over the settings of its CHECKPOINT. Returns (args, checkpoint).
 
-    An authors' checkpoint holds no settings: the flags must name --arch, --dataset and --leak_mem,
-    and images are normalised as the authors do.
+    One without settings (of the authors' code, a bare state dict): see `apply_settings`. The flags must then name
+    --arch, --dataset and --leak_mem, and where no norm tells T --num_steps; one with the authors' keys has images
+    normalised as the authors do.
     """
-    parser.add_argument("checkpoint", help="last.pth.tar or best.pth.tar of a run, or an authors' *_bestmodel.pth.tar")
+    what = "last.pth.tar or best.pth.tar of a run, an authors' *_bestmodel.pth.tar, or a file with a state dict"
+    parser.add_argument("checkpoint", type=arguments.path, help=what)
     path = parser.parse_args(argv).checkpoint
     checkpoint = runs.load_checkpoint(path)
+    apply_settings(parser, path, checkpoint)
+    if "config" in checkpoint:
+        settings = checkpoint["config"]
+        args = parser.parse_args(argv)
+        if args.dvs_split != settings.get("dvs_split", args.dvs_split):
+            raise UserError(f"{path} was trained with --dvs_split {settings['dvs_split']}: test it on the same")
+        if args.norm_stats != settings.get("norm_stats", args.norm_stats):
+            raise UserError(f"{path} was trained with --norm_stats {settings['norm_stats']}: test it with the same")
+        check_weights(args, checkpoint, DataFacts(**checkpoint["data"]))
+        return args, checkpoint
+    authors = {"global_step", "accuracy"} <= checkpoint.keys()
+    parser.set_defaults(dataset=None, norm_stats="authors" if authors else "own")
+    args = parser.parse_args(argv)
+    if missing := [f"--{key}" for key in ("arch", "dataset", *UNSAID) if getattr(args, key) is None]:
+        raise UserError(f"{path} does not say its settings: pass {' '.join(missing)}")
+    return args, checkpoint
+
+
+def apply_settings(parser, path, checkpoint):
+    """Make what a checkpoint says of its net and data the defaults of a parser of net flags, at least.
+
+    One without settings says norm, neuron and the T of BNTT by the names of its weights; arch, leak_mem and another T
+    become None. UserError where it says too little, or what the flags do not take.
+    """
     if "config" in checkpoint:
         settings = checkpoint["config"]
         if missing := [key for key in NEEDED if key not in settings]:
@@ -121,27 +158,122 @@ def parse_with_checkpoint(parser, argv=None):
         shared = (g._group_actions for g in parser._action_groups if g.title in ("network", "data", "machine"))
         known = {action.dest for actions in shared for action in actions} - set(TRAINING_ONLY)
         if settings.get("amp") == "fp16" and not torch.cuda.is_available():
-            known.remove("amp")
+            known.discard("amp")
         parser.apply_config({k: v for k, v in settings.items() if k in known}, f"the config in {path}")
-        args = parser.parse_args(argv)
-        if args.dvs_split != settings.get("dvs_split", args.dvs_split):
-            raise UserError(f"{path} was trained with --dvs_split {settings['dvs_split']}: test it on the same")
-        if args.norm_stats != settings.get("norm_stats", args.norm_stats):
-            raise UserError(f"{path} was trained with --norm_stats {settings['norm_stats']}: test it with the same")
-        check_weights(args, checkpoint, DataFacts(**checkpoint["data"]))
-        return args, checkpoint
+        return
     state = checkpoint["state_dict"]
     if any(name.startswith("bntt_fc.") and name.endswith(".bias") for name in state):
         raise UserError(
             "this checkpoint is of the authors' first upload (its bntt_fc has a beta, which BNTT has not): "
             "it cannot be read; train again with --spike_order fire_first"
         )
-    steps = {name.split(".")[1] for name in state if name.startswith("bntt1.")}
-    parser.set_defaults(arch=None, dataset=None, leak_mem=None, num_steps=len(steps) or 1, norm_stats="authors")
-    args = parser.parse_args(argv)
-    if missing := [f"--{key}" for key in ("arch", "dataset", "leak_mem") if getattr(args, key) is None]:
-        raise UserError(f"a checkpoint of the authors' code does not say its settings: pass {' '.join(missing)}")
-    return args, checkpoint
+    norm, steps = norm_of(state)
+    neuron = "plif" if any(name.startswith("lif_") and name.endswith(".w") for name in state) else "lif"
+    parser.set_defaults(arch=None, leak_mem=None, norm=norm, num_steps=steps, neuron=neuron)
+
+
+NORM_TENSOR = re.compile(r"(bntt\w*)\.([0-9]{1,5}|shared)\.(\w+)")  # norm, time-step, field
+
+
+def norm_of(state):
+    """(norm, T) of a net, by the names in its state dict: T is None but for bntt."""
+    found = [match.groups() for match in map(NORM_TENSOR.fullmatch, state) if match]
+    steps = {step for _, step, _ in found} - {"shared"}
+    if steps or not found:
+        return ("bntt", len(steps)) if steps else ("none", None)
+    return "tdbn" if any(field == "bias" for _, _, field in found) else "bn", None
+
+
+def load(path, device="cpu", engine="auto", **settings):
+    """The net of a checkpoint, for use in Python, in eval mode: `net = nets.load("runs/x/best.pth.tar")`.
+
+    net.facts: the `DataFacts` of its data (classes, and the mean and std by which images [B, C, S, S] of pixels in
+    [0, 1] are normalised), None where the file says none. settings: flags of the net by name, over what the file says.
+    A file without settings (the authors', a bare state dict) needs arch and leak_mem, num_steps where its norm does not
+    tell it, and what else is not the default; num_cls and in_channels are by default those of its weights, img_size 32.
+    UserError where the file is no checkpoint, or of another net, and where device or engine cannot be had.
+    """
+    path, parser = arguments.path(path), arguments.ArgumentParser()
+    add_net_arguments(parser)
+    arguments.add_run_arguments(parser)
+    checkpoint = runs.load_checkpoint(path)
+    apply_settings(parser, path, checkpoint)
+    known = known_data(checkpoint).get("facts")
+    said = {} if known else {key: settings.pop(key) for key in SIZES if key in settings}
+    parser.apply_config(settings | {"device": str(device), "engine": engine}, "nets.load")
+    args = parser.parse_args([])
+    if missing := [f"{key}=..." for key in ("arch", *UNSAID) if getattr(args, key) is None]:
+        raise UserError(f"{path} does not say its settings: pass {', '.join(missing)}")
+    args.checkpoint, args.encoding = path, args.encoding or "poisson"
+    seen = _length(checkpoint, _readout(args), 0), _length(checkpoint, "conv1.weight", 1), 32
+    num_cls, *rest = (dict(zip(SIZES, seen, strict=True)) | said).values()
+    facts = known or DataFacts([str(k) for k in range(num_cls)], *rest, [], [])
+    net = load_net(args, checkpoint, facts, utill.pick_device(args.device)).eval()
+    net.facts = known
+    return net
+
+
+def _readout(args):
+    return f"fc{len(ARCHS[args.arch][1]) + 1}.weight"
+
+
+def _length(checkpoint, name, axis):
+    """Length of a weight along an axis; 1 where there is none."""
+    shape = getattr(checkpoint["state_dict"].get(name), "shape", ())
+    return shape[axis] if axis < len(shape) else 1
+
+
+def init_from(net, args):
+    """Copy into `net`, built of `args`, what fits it of the weights in the file args.init_from. Returns what to print.
+
+    That net may be of another T, norm, neuron, encoding or number of classes. A BNTT takes step t from the old step t,
+    or the last one, or from the one BatchNorm of all steps; a norm of one BatchNorm takes the mean over the old steps.
+    UserError where the file is no checkpoint, of another arch, or has no weight that fits.
+    """
+    checkpoint = runs.load_checkpoint(args.init_from)
+    old, new, taken = checkpoint["state_dict"], net.state_dict(), {}
+    (old_norm, T), (norm, _) = norm_of(old), norm_of(new)
+    synapses, there = ({n for n in state if re.fullmatch(r"(conv|fc)\d+\.weight", n)} for state in (new, old))
+    hidden = synapses - {_readout(args)}
+    if checkpoint.get("config", {}).get("arch", args.arch) != args.arch or not hidden <= there <= synapses:
+        raise UserError(f"--init_from {args.init_from}: it holds a net of another arch than {args.arch}")
+    for name, tensor in new.items():
+        sources = [name]
+        if match := NORM_TENSOR.fullmatch(name):
+            layer, step, field = match.groups()
+            steps = ["shared"] if T is None else range(T) if step == "shared" else [min(int(step), T - 1)]
+            sources = [f"{layer}.{t}.{field}" for t in steps]
+        found = [old[source] for source in sources if source in old]
+        found = [x for x in found if x.shape == tensor.shape and x.is_floating_point() == tensor.is_floating_point()]
+        if found:
+            taken[name] = torch.stack(found).double().mean(0) if tensor.is_floating_point() else found[-1]
+    if not synapses & taken.keys():
+        raise UserError(f"--init_from {args.init_from}: none of its weights is of a shape that this {args.arch} has")
+    net.load_state_dict(new | taken)
+    how = ""
+    if norm == old_norm == "bntt" and net.num_steps != T:
+        how = f", a norm's time-step t from the old step t, at most {T}"
+    elif old_norm != norm != "none" != old_norm:
+        how = ", each norm the mean of its old time-steps" if T else ", the old BatchNorm at every time-step"
+    kept = {*map(_short, new)}
+    fresh, left = new.keys() - taken.keys(), {name for name in old if _short(name) not in kept}
+    why = [f"{n} is {list(new[n].shape)}, there {list(old[n].shape)}" for n in sorted(fresh & synapses & there)]
+    words = [f"new: {_layers(fresh, new)}" + (f" ({'; '.join(why)})" if why else "")] if fresh else []
+    words += [f"left out: {_layers(left, old)}"] if left else []
+    lines = [f"weights from {args.init_from}: {_layers(taken, new)}{how}", "; ".join(words)]
+    return [utill.one_line(line) for line in lines if line]
+
+
+def _short(name):
+    """The name of a tensor in a state dict, without the time-step."""
+    return NORM_TENSOR.sub(r"\1.\3", name)
+
+
+def _layers(names, state):
+    """Those names of a state dict in words: a layer is called by its own name where all its tensors are among them."""
+    parted = {name.split(".")[0] for name in state if name not in names}
+    layers = {name: name.split(".")[0] for name in state if name in names}
+    return ", ".join(dict.fromkeys(_short(name) if layer in parted else layer for name, layer in layers.items()))
 
 
 def known_data(checkpoint):

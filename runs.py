@@ -10,6 +10,7 @@ import math
 import os
 import pickle
 import platform
+import re
 import shlex
 import signal
 import socket
@@ -38,8 +39,10 @@ import utill
 from utill import DataFacts, Stopped, UserError, is_name, reason_of
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # of weights in a checkpoint
-# Flags that a resumed run may change: they do not change what is learnt.
-RESUMABLE = ("num_workers", "data_dir", "save_every", "train_display_freq")
+# Flags that a resumed run may change: they change nothing learnt, and no number of its log.
+RESUMABLE = ("num_workers", "data_dir", "data_on_device", "save_every", "train_display_freq", "test_display_freq")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module")  # where others keep a state dict
+PREFIXES = ("module", "_orig_mod", "model", "net")  # of DataParallel, of torch.compile, of a wrapper's attribute
 RUN_FILES = ("config.yaml", "environment.json", "log.jsonl", "last.pth.tar", "best.pth.tar", "result.json")
 
 
@@ -111,11 +114,12 @@ def _numpy_scalar_globals():
 
 
 def load_checkpoint(path):
-    """Load a checkpoint of ours or of the authors' code without running any code it may carry.
+    """Load a checkpoint of ours, of the authors' code or of one's own without running any code it may carry.
 
-    Returns a dict with `state_dict`, plain tensors of finite numbers; in a checkpoint of ours also `data` and
-    `config`, {flag: value}, whether or not the flag takes it; and what else the file holds, unchecked. UserError if
-    the file is anything else, or would take much more memory than it is large.
+    Returns a dict with `state_dict`, plain tensors of finite numbers by their names in our nets: it may stand under
+    another of WRAPPERS in the file, or be all of it, and its names may have PREFIXES. In a checkpoint of ours also
+    `data` and `config`, {flag: value}, whether or not the flag takes it; and what else the file holds, unchecked.
+    UserError if the file is anything else, or would take much more memory than it is large.
     """
     try:
         size = _checked_size(path)
@@ -126,14 +130,22 @@ def load_checkpoint(path):
         raise UserError(f"cannot read the checkpoint {path}: {reason_of(error)}") from None
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error):
-            raise UserError(f"{path} was refused: it holds more than tensors and plain values, perhaps code") from None
+            why = "it holds more than tensors and plain values, perhaps code"
+            raise UserError(f"{path} was refused: {why}; save net.state_dict() alone") from None
         raise UserError(f"{path} is not a checkpoint") from None
     except Exception:  # a damaged file can fail anywhere inside the unpickler
         raise UserError(f"{path} is not a whole checkpoint: it is cut short, damaged or of another kind") from None
     checkpoint = _plain_dict(checkpoint)
-    state = _plain_dict(checkpoint.get("state_dict"))
+    where = next((key for key in WRAPPERS if _plain_dict(checkpoint.get(key))), None)
+    state = _plain_dict(checkpoint[where]) if where else checkpoint
     if not state or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
         raise UserError(f"{path} is not a checkpoint of a BNTT net: it has no state_dict of tensors")
+    if where != "state_dict":  # a config is then not one of ours
+        checkpoint = {k: v for k, v in checkpoint.items() if where and k not in ("config", where)}
+    names = {name: ".".join(part for part in name.split(".") if part not in PREFIXES) for name in state}
+    if len({*names.values()}) < len(names):
+        raise UserError(f"{path} is not a checkpoint of a BNTT net: but for a prefix, two of its tensors have one name")
+    state = {names[name]: tensor for name, tensor in state.items()}
     if "config" in checkpoint:  # ours, not the authors'
         for key, is_right in (("config", _is_config), ("data", _is_data)):
             if not is_right(checkpoint.get(key)):
@@ -462,16 +474,24 @@ class Run:
         self.check()  # the last good checkpoint is kept
         save_checkpoint(self.folder / name, self.state())
 
-    def restore(self, checkpoint, defaults):
+    def restore(self, checkpoint, defaults, now):
         """Take up the run of `checkpoint`. Raises UserError where it is of another config or data, or not whole.
 
-        defaults: {flag: value} for flags newer than the checkpoint.
+        More epochs are no other config, nor fewer of a run that is finished, whose number then replaces that of our
+        config; nor a device or an engine under another name that it ran on already. defaults: {flag: value}
+        for flags newer than the checkpoint. now: the `environment` in which it goes on.
         """
         try:
             ours, known = self.constants["config"], self.constants["data"]
             theirs = {key: value for key, value in defaults.items() if key in ours} | checkpoint["config"]
+            then = read_environment(self.folder)
+            kinds = {k: [re.split("[ :]", str(where.get(k)))[0] for where in (then, now)] for k in ("device", "engine")}
+            free = {*RESUMABLE, *(k for k, (before, after) in kinds.items() if before == after)}
+            free |= {"num_epochs"} if theirs["num_epochs"] <= ours["num_epochs"] else set()
+            if checkpoint["global_step"] >= theirs["num_epochs"] > ours["num_epochs"]:
+                ours["num_epochs"] = theirs["num_epochs"]  # nothing to do: it stays a run of all its epochs
             odd = [k for k in sorted(theirs.keys() | ours.keys()) if theirs.get(k) != ours.get(k)]
-            changes = [f"--{k} was {theirs.get(k)} and is now {ours.get(k)}" for k in odd if k not in RESUMABLE]
+            changes = [f"--{k} was {theirs.get(k)} and is now {ours.get(k)}" for k in odd if k not in free]
             changes += [f"the data have another {k}" for k, v in known.items() if checkpoint["data"][k] != v]
             if words := ", ".join(changes):
                 raise UserError(f"{self.folder} holds a run of another config, so it cannot be resumed: {words}")

@@ -33,7 +33,7 @@ def parse_args(argv=None):
     add("--steps", default=None, type=arguments.positive_int, help="run only so many time-steps")
     add("--repeats", default=1, type=arguments.positive_int,
         help="test with so many Poisson draws: seeds SEED, SEED + 1, ...")  # fmt: skip
-    add("--image", default=None, nargs="+", metavar="FILE", help="classify these pictures instead")
+    add("--image", default=None, nargs="+", type=arguments.path, metavar="FILE", help="classify these pictures instead")
     args, checkpoint = nets.parse_with_checkpoint(parser, argv)
     if args.repeats > 1 and not nets.ENCODERS[args.encoding].random:
         raise UserError(f"--repeats: --encoding {args.encoding} draws nothing at random, so all would be the same")

@@ -51,7 +51,9 @@ def parse_args(argv=None):
         help="random crop and, but for digits, flip (default: as suits the data set)")  # fmt: skip
     arguments.add_run_arguments(parser)
     add = parser.add_argument_group("training").add_argument
-    add("--num_epochs", default=100, type=positive_int, help="epochs")
+    add("--init_from", default=None, type=arguments.path, metavar="CHECKPOINT",
+        help="start from these weights, as far as they fit: another T, norm or number of classes")  # fmt: skip
+    add("--num_epochs", default=100, type=positive_int, help="epochs; of a run that is resumed, as many or more")
     add("--lr", default=0.3, type=positive_float, help="learning rate")
     add("--lr_schedule", default="step", choices=["step", "cosine"],
         help="step: divided by 10 at 50, 70 and 90 %% of the epochs")  # fmt: skip
@@ -67,7 +69,7 @@ def parse_args(argv=None):
     add("--cuda_graph", action="store_true", help="replay the training step as one CUDA graph (fused engine on a GPU)")
     add("--train_display_freq", default=10, type=positive_int, help="print the training loss every so many epochs")
     add("--test_display_freq", default=10, type=positive_int, help="test every so many epochs, and after the last")
-    add("--run_dir", default=None, type=str,
+    add("--run_dir", default=None, type=arguments.path,
         help="run folder (default: runs/<dataset>_<arch>_T<steps>_<norm>_seed<seed>)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace the run that the run folder holds")
     add("--resume", action="store_true", help="go on with the run that the run folder holds, if any")
@@ -225,7 +227,10 @@ def train(args, argv, signals, stack):
             loader.to(device)
 
     name = f"{args.dataset}_{args.arch}_T{args.num_steps}_{args.norm}_seed{args.seed}"
-    folder, old = stack.enter_context(runs.run_folder(args.run_dir or f"runs/{name}", args.overwrite, args.resume))
+    folder = args.run_dir or f"runs/{name}"
+    goes_on = args.resume and Path(folder, "last.pth.tar").exists()  # with the weights it has
+    told = nets.init_from(net, args) if args.init_from and not goes_on else []
+    folder, old = stack.enter_context(runs.run_folder(folder, args.overwrite, args.resume))
     config = {k: v for k, v in vars(args).items() if k not in ("config", "overwrite", "resume", "run_dir")}
     run = runs.Run(net, optimizer, scaler, device, folder, {"config": config, "data": loaders.facts._asdict()})
     environment = runs.environment(device, argv, engine=engine, amp=args.amp, data=loaders.record)
@@ -233,13 +238,23 @@ def train(args, argv, signals, stack):
         if changed := runs.changed_versions(other, environment):
             print(f"not as in {other}, so numbers may differ: {changed}")
     if old:
-        run.restore(old, defaults=vars(parse_args([])))
+        run.restore(old, vars(parse_args([])), environment)
         runs.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         runs.note_resumed(folder, environment, epoch=run.epoch, step=run.step)
         if run.step == 0 and run.best and run.best["epoch"] == run.epoch:
             runs.save_checkpoint(folder / "best.pth.tar", old)  # it may have been killed before it did
         print(f"resumed after {run.where()}")
+        if run.epoch >= args.num_epochs:
+            print(f"nothing to do: {run.epoch} epochs are done; a larger --num_epochs would train on")
+        elif (before := old["config"].get("num_epochs", args.num_epochs)) < args.num_epochs:
+            lr = utill.learning_rate(args.lr, run.epoch, args.num_epochs, args.lr_schedule)
+            print(
+                f"{args.num_epochs} epochs instead of {before}: the learning rate goes on by the {args.lr_schedule} "
+                f"schedule of all {args.num_epochs}, from epoch {run.epoch + 1} with {lr:g}"
+            )
+            (folder / "result.json").unlink(missing_ok=True)  # it would be that of a shorter run
     else:
+        print(*told, sep="\n", end="\n" if told else "")
         runs.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         runs.write_json(folder / "environment.json", environment)
     print(f"run folder {folder}; {sum(p.numel() for p in net.parameters()):,} parameters; {device}")

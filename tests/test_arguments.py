@@ -1,11 +1,12 @@
 """arguments.py: flags, config files and errors, through the parsers of the three scripts."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import call
+from conftest import TINY, call
 
 import early_exit
 import test as test_script
@@ -196,3 +197,47 @@ def test_help_shows_the_defaults_and_exits_with_0(script):
 def test_wrong_flags_of_testing_are_errors_before_the_checkpoint_is_read(flags):
     with pytest.raises(UserError, match=r"--steps|--repeats|required: checkpoint"):
         test_script.parse_args(flags)
+
+
+# ---- The home folder -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("flag", ["data_dir", "run_dir", "init_from"])
+@pytest.mark.parametrize("form", ["--{}=~/x", "--{} ~/x"])
+def test_a_tilde_is_the_home_folder_in_a_flag_that_names_a_path(home, flag, form):
+    assert getattr(train.parse_args(form.format(flag).split()), flag) == str(home / "x")
+
+
+@pytest.mark.parametrize("flag", ["data_dir", "run_dir", "init_from"])
+def test_a_tilde_is_the_home_folder_in_a_config(home, flag):
+    (home / "config.yaml").write_text(f"{flag}: ~/x\n")
+    assert getattr(train.parse_args(["--config=~/config.yaml"]), flag) == str(home / "x")
+
+
+def test_a_tilde_is_the_home_folder_of_checkpoint_picture_and_figure(home, trained):
+    shutil.copy(trained.checkpoint, home / "c.pth")
+    args, _ = test_script.parse_args(["~/c.pth", "--image", "~/a.png", "b~.png", "--data_dir=~/data"])
+    assert (args.checkpoint, args.data_dir) == (str(home / "c.pth"), str(home / "data"))
+    assert args.image == [str(home / "a.png"), "b~.png"]
+    args, _ = early_exit.parse_args(["~/c.pth", "--figure=~/x.png"])
+    assert args.figure == str(home / "x.png")
+
+
+def test_a_tilde_of_nobody_or_within_a_name_stays(home):
+    for text in ("~no-such-user/x", "x~", "a/~/b"):
+        assert train.parse_args(["--data_dir", text]).data_dir == text
+
+
+def test_a_run_folder_in_the_home_folder_is_made_there(home, monkeypatch):
+    (home / "elsewhere").mkdir()
+    monkeypatch.chdir(home / "elsewhere")
+    flags = "--dataset synthetic --arch fc3 --limit_train 16 --limit_test 8 --num_epochs 1 --run_dir=~/run"
+    assert call(train.main, TINY, flags).code == 0
+    assert (home / "run" / "result.json").exists()
+    assert list((home / "elsewhere").iterdir()) == []

@@ -327,7 +327,141 @@ def test_a_finished_run_resumed_says_its_result_again(tmp_path):
     assert difference(before, what_a_run_left(tmp_path), "run") is None
 
 
-@pytest.mark.parametrize("new", [["logit_scale"], ["loss", "neuron"]])
+def test_a_finished_run_resumed_says_that_there_is_nothing_to_do(tmp_path):
+    go(tmp_path)
+    outcome = resume(tmp_path)
+    assert "nothing to do: 3 epochs are done; a larger --num_epochs would train on" in outcome.out
+
+
+def test_a_finished_run_asked_for_fewer_epochs_stays_what_it_is(tmp_path):
+    first = go(tmp_path).result
+    outcome = resume(tmp_path, FC3, "--num_epochs 2")
+    assert difference(first, outcome.result, "") is None
+    assert "num_epochs: 3\n" in (tmp_path / "config.yaml").read_text()
+
+
+def test_an_unfinished_run_asked_for_fewer_epochs_is_refused(half):
+    outcome = resume(half, FC3, "--num_epochs 2")
+    assert outcome.code == 2
+    assert outcome.err[0].endswith("cannot be resumed: --num_epochs was 3 and is now 2")
+
+
+# ---- More epochs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["plain", "fused", "adam", "bf16"])
+def test_a_finished_run_extended_has_the_weights_of_one_run(unbroken, tmp_path, variant):
+    """Where the schedules of both totals agree on the epochs that are done: step does on the first of 2, of 3."""
+    flags = FLAGS, VARIANTS[variant].replace("cosine", "step")
+    go(tmp_path / "one", *flags)
+    go(tmp_path / "two", *flags, "--num_epochs 1")
+    assert resume(tmp_path / "two", *flags).code == 0
+    a, b = (runs.load_checkpoint(tmp_path / name / "last.pth.tar") for name in ("one", "two"))
+    for part in ("state_dict", "optimizer", "random_state"):
+        assert difference(a[part], b[part], part) is None
+
+
+def test_the_schedule_of_a_run_extended_is_that_of_the_new_total_and_said_in_one_line(tmp_path):
+    go(tmp_path, FC3, "--lr_schedule cosine --num_epochs 2")
+    outcome = resume(tmp_path, FC3, "--lr_schedule cosine --num_epochs 4")
+    said = "4 epochs instead of 2: the learning rate goes on by the cosine schedule of all 4, from epoch 3 with 0.025"
+    assert [line for line in outcome.out if "epochs instead of" in line] == [said]
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([0.05, 0.025, 0.025, 0.05 * (1 - 2**-0.5) / 2])
+
+
+def test_a_run_extended_ends_with_the_result_and_config_of_all_its_epochs(tmp_path):
+    go(tmp_path, FC3, "--num_epochs 1")
+    result = resume(tmp_path, FC3, "--num_epochs 2").result
+    assert result["epoch"] == 2
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert "num_epochs: 2\n" in (tmp_path / "config.yaml").read_text()
+
+
+def test_a_run_stopped_while_it_is_extended_has_no_result_and_ends_as_if_it_had_not_been(tmp_path):
+    for name in ("one", "two"):
+        go(tmp_path / name, FC3, "--num_epochs 1")
+    resume(tmp_path / "one")
+    with at(train, "train_step", 6, send(signal.SIGTERM)):
+        assert resume(tmp_path / "two").code == 143
+    assert not (tmp_path / "two" / "result.json").exists()
+    assert resume(tmp_path / "two").code == 0
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_run_stopped_within_an_epoch_can_be_extended(half):
+    assert resume(half, FC3, "--num_epochs 4").code == 0
+    assert saved(half) == (4, 0)
+
+
+def test_a_run_extended_keeps_its_best_epoch(tmp_path, monkeypatch):
+    hits, evaluate = iter([9, 3, 3]), utill.evaluate
+
+    def evaluate_with_a_peak(net, loader, *args, **options):
+        evaluation = evaluate(net, loader, *args, **options)
+        return evaluation._replace(correct=[0, 0, next(hits)]) if loader.num_images == 14 else evaluation
+
+    monkeypatch.setattr(utill, "evaluate", evaluate_with_a_peak)
+    go(tmp_path, FC3, "--val_fraction 0.01 --num_epochs 1")
+    assert resume(tmp_path, FC3, "--val_fraction 0.01 --num_epochs 3").result["epoch"] == 1
+    assert runs.load_checkpoint(tmp_path / "best.pth.tar")["global_step"] == 1
+
+
+# ---- Flags that change nothing learnt ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--test_display_freq 1", "--train_display_freq 1", "--save_every 2", "--data_dir elsewhere", "--data_on_device",
+        "--device auto",
+    ],
+)  # fmt: skip
+@pytest.mark.skipif(torch.cuda.is_available(), reason="auto is then another device")
+def test_a_flag_that_changes_nothing_learnt_does_not_stop_a_resume(unbroken, half, flags):
+    assert resume(half, FC3, flags).code == 0
+    a, b = (runs.load_checkpoint(folder / "last.pth.tar") for folder in (half, unbroken()))
+    for part in ("state_dict", "optimizer"):
+        assert difference(a[part], b[part], part) is None
+
+
+@pytest.mark.parametrize(("first", "then"), [("auto", "fused"), ("fused", "auto"), ("plain", "plain")])
+def test_another_name_of_the_engine_that_ran_does_not_stop_a_resume(tmp_path, first, then):
+    flags = f"{FLAGS} --num_epochs 1 --engine"
+    assert go(tmp_path, flags, first).code == 0
+    assert resume(tmp_path, flags, then).code == 0
+
+
+def test_another_engine_is_refused(tmp_path):
+    flags = f"{FLAGS} --num_epochs 1 --engine"
+    go(tmp_path, flags, "auto")
+    outcome = resume(tmp_path, flags, "plain")
+    assert outcome.code == 2
+    assert outcome.err[0].endswith("cannot be resumed: --engine was auto and is now plain")
+
+
+def test_another_device_is_refused(half):
+    environment = json.loads((half / "environment.json").read_text())
+    (half / "environment.json").write_text(json.dumps(environment | {"device": "cuda (a card)"}))
+    outcome = resume(half, FC3, "--device auto")
+    assert outcome.code == 2
+    assert "--device was cpu and is now auto" in outcome.err[0]
+
+
+def test_without_a_record_of_what_ran_another_name_is_refused(half):
+    (half / "environment.json").unlink()
+    assert "--device was cpu and is now auto" in resume(half, FC3, "--device auto").err[0]
+
+
+@pytest.mark.parametrize("flag", ["--limit_test 10", "--seed 1", "--batch_size 8", "--val_fraction 0.1", "--augment"])
+def test_a_flag_that_changes_what_is_learnt_or_what_the_log_says_is_refused(half, flag):
+    flags = FC3.replace(" --augment", "") if flag == "--augment" else FC3
+    outcome = resume(half, flags, flag if flags == FC3 else "")
+    assert outcome.code == 2
+    assert f"{flag.split()[0]} was " in outcome.err[0]
+
+
+@pytest.mark.parametrize("new", [["logit_scale"], ["loss", "neuron"], ["init_from"]])
 def test_a_run_from_before_a_flag_was_new_is_resumed_and_tested_with_its_default(half, new):
     checkpoint = runs.load_checkpoint(half / "last.pth.tar")
     for flag in new:
