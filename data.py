@@ -262,7 +262,7 @@ def build_loaders(args, train=True, facts=None, split_seed=None):
         raw = row.load(args, train_too=train or stats is None)
     except OSError as error:
         raise UserError(f"cannot read {args.dataset} in {args.data_dir}: {error}") from error
-    raw = checked_raw(raw, args.dataset, train or stats is None)
+    raw = checked_raw(raw, args, train or stats is None)
     if raw.note:
         print(one_line(f"data: {raw.note}"))
     if args.img_size and args.encoding != "frames":  # event frames were binned to their size
@@ -302,42 +302,44 @@ def build_loaders(args, train=True, facts=None, split_seed=None):
     return Loaders(train_loader, val_loader, test_loader, facts, raw.record or {})
 
 
-def checked_raw(raw, dataset, train):
+def checked_raw(raw, args, train):
     """`raw` with images uint8 and labels int64 as tensors; UserError, in one sentence, for what training cannot take.
 
-    NumPy arrays and lists become tensors, integer labels int64. train: whether there must be training images.
+    NumPy arrays and lists become tensors, integer labels int64. args: dataset, encoding. train: whether there must
+    be training images.
     """
     if not isinstance(raw, Raw) or not isinstance(raw.test, Split) or train and not isinstance(raw.train, Split):
-        raise UserError(f"the function of {dataset} must return a Raw with {'a train and ' * train}a test Split")
+        raise UserError(f"the function of {args.dataset} must return a Raw with {'a train and ' * train}a test Split")
     if not len(raw.classes):
-        raise UserError(f"{dataset} names no classes: give a list of their names")
-    splits = {"train": raw.train, "test": raw.test}
-    checked = {name: split and checked_split(split, f"{name} {{}} of {dataset}", len(raw.classes))
-               for name, split in splits.items()}  # fmt: skip
-    return raw._replace(**checked)
+        raise UserError(f"{args.dataset} names no classes: give a list of their names")
+    splits = {"test": raw.test} | ({"train": raw.train} if raw.train else {})
+    shape = ["N", "T", "C", "H", "W"] if args.encoding == "frames" else ["N", "C", "H", "W"]
+    splits = {name: checked_split(split, f"{name} {{}} of {args.dataset}", shape, len(raw.classes))
+              for name, split in splits.items()}  # fmt: skip
+    if len(kinds := {split.images.shape[1:-2] for split in splits.values()}) > 1:
+        raise UserError(f"the train and test images of {args.dataset} differ in {' or '.join(shape[1:-2])}: "
+                        f"{' and '.join(str(list(kind)) for kind in kinds)}; give both the same")  # fmt: skip
+    return raw._replace(**splits)
 
 
-def checked_split(split, whose, num_classes):
-    """One Split of `checked_raw`. whose: text with a place for `images` or `labels`."""
+def checked_split(split, whose, shape, num_classes):
+    """One Split of `checked_raw`. whose: text with a place for `images` or `labels`; shape: names of dimensions."""
     what = whose.format("images")
     images, labels = as_tensor(split.images, what), as_tensor(split.labels, whose.format("labels"))
+    found, wanted = f"the {what} are of the shape {list(images.shape)}", f"[{', '.join(shape)}]"
     if images.dtype != torch.uint8:
         fix = "multiply by 255, round and convert" if images.is_floating_point() else "scale and convert"
         raise UserError(f"the {what} are {str(images.dtype)[6:]}, not uint8 of 0 to 255: {fix} them")
-    if images.ndim not in (4, 5):
+    if images.ndim != len(shape):
         fix = "; images[:, None] adds the channel of grey ones" if images.ndim == 3 else ""
-        raise UserError(f"the {what} are of the shape {list(images.shape)}, not [N, C, H, W]: reshape them{fix}")
-    if images.ndim == 4 and images.shape[1] > 4 >= images.shape[3]:
-        raise UserError(
-            f"the {what} are of the shape {list(images.shape)}, so [N, H, W, C]: permute them to [N, C, H, W]"
-        )
+        raise UserError(f"{found}, not {wanted}: reshape them{fix}")
+    if images.shape[-3] > 4 >= images.shape[-1]:
+        raise UserError(f"{found}, with the channels last: permute them to {wanted}")
     if not images.numel():
-        raise UserError(f"there are no {what}, their shape is {list(images.shape)}: give some")
+        raise UserError(f"{found}, so there are none: give some")
     what = whose.format("labels")
-    if labels.ndim != 1 or len(labels) != len(images):
-        raise UserError(
-            f"the {what} are of the shape {list(labels.shape)}, not [{len(images)}]: give one for each image"
-        )
+    if labels.shape != (len(images),):
+        raise UserError(f"the {what} are of the shape {list(labels.shape)}, not [{len(images)}]: give one an image")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise UserError(f"the {what} are {str(labels.dtype)[6:]}, not integers: convert them to int64")
     labels = labels.long()
@@ -349,14 +351,11 @@ def checked_split(split, whose, num_classes):
 
 def as_tensor(values, what):
     """`values`, a tensor, NumPy array or (nested) list, as a tensor; UserError if it is none."""
-    if isinstance(values, torch.Tensor):
-        return values
     try:
-        return torch.from_numpy(np.require(np.asarray(values), requirements="CW"))
-    except (TypeError, ValueError) as error:  # of objects, of texts, of parts that differ in size
-        raise UserError(
-            f"the {what} cannot be made one tensor of numbers ({reason_of(error)}): give a tensor"
-        ) from error
+        return torch.as_tensor(values if torch.is_tensor(values) else np.require(values, requirements="CW"))
+    except (TypeError, ValueError, RuntimeError) as error:  # of objects, of texts, of parts that differ in size
+        why = reason_of(error)
+        raise UserError(f"the {what} cannot be made one tensor of numbers ({why}): give a tensor") from error
 
 
 def check_args(args, train):

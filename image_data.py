@@ -493,6 +493,7 @@ def read_image(path, in_channels=3):
     """
     try:
         with warnings.catch_warnings(record=True), Image.open(path) as image:  # of EXIF and such, not of pixels
+            image.filename = ""  # else Pillow maps a raw TIFF into memory, and then turns it wrongly
             image.load()
             with suppress(Exception):  # EXIF that cannot be read turns nothing
                 ImageOps.exif_transpose(image, in_place=True)

@@ -77,6 +77,28 @@ def test_the_summary_is_kept_with_the_data(tmp_path):
     assert cached(tmp_path, summary=Total())[1] == cached(tmp_path, job=None, summary=Total())[1] == [66, 3]
 
 
+class Mores:
+    """A summary of what jobs return besides the array."""
+
+    total = 0
+
+    def update(self, array, more):
+        self.total += more
+
+    def values(self):
+        return [float(self.total)]
+
+
+def with_more(piece):
+    return ramp(piece), 10
+
+
+def test_what_a_job_returns_besides_the_array_goes_to_the_summary(tmp_path):
+    first, second = (cached(tmp_path, with_more, summary=Mores()) for _ in range(2))
+    assert first[1] == second[1] == [10.0 * len(PIECES)]
+    assert first[0].equal(cached(tmp_path, name="plain")[0])
+
+
 def test_a_cache_is_mapped_and_changes_of_it_stay_in_memory(tmp_path):
     cached(tmp_path)[0].zero_()
     assert np.array_equal(cached(tmp_path, job=None)[0], WHOLE)

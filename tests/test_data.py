@@ -1,11 +1,13 @@
 """data.py: one claim per test. Image trees are tiny PNGs, CIFAR files are in the published layout."""
 
 import hashlib
+import json
 import os
 import pickle
 import random
 import tarfile
 import urllib.error
+import warnings
 from argparse import Namespace
 from pathlib import Path
 
@@ -19,10 +21,12 @@ from torchvision.transforms import functional as transforms
 
 import cache
 import data
+import early_exit
 import image_data
 import test
 import train
-from data import augment_batch, build_loaders, epoch_draws, load_images
+from data import Row, augment_batch, build_loaders, epoch_draws, load_images
+from image_data import Raw, Split
 from utill import DataFacts, UserError
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-jpeg.tar.xz"
@@ -471,6 +475,95 @@ def test_an_image_is_turned_as_its_exif_says(tmp_path):
     assert np.array_equal(image_data.read_image(tmp_path / "a.png", 1)[0], np.rot90(pixels(4, 6), -1))
 
 
+TURNED = [
+    [[1, 2, 3], [4, 5, 6]], [[3, 2, 1], [6, 5, 4]], [[6, 5, 4], [3, 2, 1]], [[4, 5, 6], [1, 2, 3]],
+    [[1, 4], [2, 5], [3, 6]], [[4, 1], [5, 2], [6, 3]], [[6, 3], [5, 2], [4, 1]], [[3, 6], [2, 5], [1, 4]],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "one"), [(np.uint8, 1), (np.uint16, 257), (np.float32, 1 / 255)])
+@pytest.mark.parametrize("more", [{}, {"compression": "tiff_lzw"}])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_turned_in_all_eight_ways(tmp_path, orientation, more, dtype, one):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray((np.array(TURNED[0]) * one).astype(dtype)).save(tmp_path / "a.tif", exif=exif, **more)
+    assert image_data.read_image(tmp_path / "a.tif", 1)[0].tolist() == TURNED[orientation - 1]
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0no such thing", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"])
+def test_exif_that_cannot_be_read_turns_nothing(tmp_path, exif):
+    Image.fromarray(pixels(8, 8)).save(tmp_path / "a.jpg", exif=exif)
+    assert np.array_equal(image_data.read_image(tmp_path / "a.jpg", 1)[0], np.asarray(Image.open(tmp_path / "a.jpg")))
+
+
+def test_a_picture_cut_short_is_refused_though_it_is_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels(80, 80, 3)).save(tmp_path / "a.jpg", exif=exif)
+    os.truncate(tmp_path / "a.jpg", 3000)
+    with pytest.raises(UserError, match="cannot read image .*a.jpg"):
+        image_data.read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "clear", "seen"),
+    [
+        ("a.png", "L", 2, [1, 255, 3]),
+        ("a.png", "P", 2, [1, 255, 3]),
+        ("a.gif", "P", 2, [1, 255, 3]),
+        ("a.png", "P", bytes([255, 255, 0, 128]), [1, 255, 129]),
+        ("a.png", "RGB", (2, 2, 2), [1, 255, 3]),
+    ],
+)
+def test_a_colour_that_stands_for_nothing_shows_white(tmp_path, name, mode, clear, seen):
+    picture = Image.fromarray(np.uint8([[1, 2, 3]]))
+    if mode == "P":
+        picture = Image.frombytes("P", (3, 1), bytes([1, 2, 3]))
+        picture.putpalette([value for grey in range(256) for value in (grey, grey, grey)])
+    picture.convert(mode).save(tmp_path / name, transparency=clear)
+    assert image_data.read_image(tmp_path / name, 1)[0].tolist() == [seen]
+
+
+def test_grey_with_alpha_shows_white_where_it_is_clear(tmp_path):
+    assert as_read(tmp_path / "a.png", np.uint8([[[9, 0], [9, 255]]])) == [[255, 9]]
+
+
+def test_16_bit_grey_that_stands_for_nothing_shows_white(tmp_path):
+    Image.fromarray(np.uint16([[257, 514]])).save(tmp_path / "a.png", transparency=514)
+    assert image_data.read_image(tmp_path / "a.png", 1)[0].tolist() == [[1, 255]]
+
+
+def test_an_opaque_picture_with_alpha_keeps_every_bit(tmp_path):
+    array = np.dstack([pixels(64, 64, 3), np.full((64, 64), 255, np.uint8)])
+    Image.fromarray(array).save(tmp_path / "a.png")
+    assert np.array_equal(image_data.read_image(tmp_path / "a.png"), array[..., :3].transpose(2, 0, 1))
+
+
+def test_big_endian_16_bits_are_scaled_alike(tmp_path):
+    values = np.array([[0, 257, 65535]], ">u2")
+    Image.frombytes("I;16B", (3, 1), values.tobytes()).save(tmp_path / "a.tif")
+    assert image_data.read_image(tmp_path / "a.tif", 1)[0].tolist() == [[0, 1, 255]]
+
+
+def test_a_grey_map_is_scaled_by_the_maximum_it_names(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5\n3 1\n4095\n" + np.array([0, 2048, 4095], ">u2").tobytes())
+    assert image_data.read_image(tmp_path / "a.pgm", 1)[0].tolist() == [[0, 128, 255]]
+
+
+def test_16_bits_in_32_are_scaled_as_16(tmp_path):
+    assert as_read(tmp_path / "a.tif", np.int32([[0, 257, 65535]])) == [[0, 1, 255]]
+
+
+def test_a_dark_16_bit_image_stays_dark(tmp_path):
+    assert as_read(tmp_path / "a.png", np.uint16([[0, 100, 200]])) == [[0, 0, 1]]
+
+
+def test_16_bit_grey_becomes_three_equal_channels(tmp_path):
+    Image.fromarray(np.uint16([[257, 514]])).save(tmp_path / "a.png")
+    assert image_data.read_image(tmp_path / "a.png").tolist() == [[[1, 2]]] * 3
+
+
 # ---- Folders as they are -------------------------------------------------------------------------
 
 
@@ -504,6 +597,62 @@ def test_a_link_in_a_hidden_folder_takes_no_image_away(tree):
     assert len(build_loaders(folder(tree)).train.maker.split.labels) == 12
 
 
+@pytest.mark.parametrize(
+    "name", ["@eaDir", "__MACOSX", ".git", "#recycle", ".ipynb_checkpoints", "System Volume Information"]
+)
+def test_a_folder_that_is_left_behind_is_no_class(tree, name):
+    for split in ("train", "test"):
+        (tree / split / name).mkdir()
+        Image.fromarray(pixels(8, 8, 3)).save(tree / split / name / "a.png")
+    assert build_loaders(folder(tree)).facts.classes == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("name", [".000.png", "._000.png", "000.png~", "Thumbs.db", "desktop.ini", "notes", "000.txt"])
+def test_a_file_that_is_no_sample_is_left_out(tree, name):
+    (tree / "test" / "cat" / name).write_bytes(b"no image")
+    loaders = build_loaders(folder(tree))
+    assert (loaders.test.num_images, sum(loaders.record["left_out"].values())) == (6, 1)
+
+
+def test_an_image_of_every_suffix_is_read(tree):
+    source = tree / "train" / "cat" / "000.png"
+    for suffix in (".jfif", ".avif", ".JPG", ".webp"):
+        source.with_suffix(suffix).write_bytes(source.read_bytes())  # Pillow looks at what is in it
+    assert len(build_loaders(folder(tree)).train.maker.split.labels) == 12 + 4
+
+
+def test_a_linked_folder_in_a_class_counts(tree):
+    (tree / "test" / "dog").rename(tree / "dogs")
+    (tree / "test" / "dog").mkdir()
+    (tree / "test" / "dog" / "more").symlink_to(tree / "dogs")
+    assert build_loaders(folder(tree)).test.maker.split.labels.tolist() == [0] * 3 + [1] * 3
+
+
+def test_a_folder_linked_into_two_classes_counts_in_both(tree):
+    for name in ("cat", "dog"):
+        (tree / "train" / name / "both").symlink_to(tree / "test" / "cat")
+    assert build_loaders(folder(tree)).train.maker.split.labels.tolist() == [0] * 9 + [1] * 9
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tree, monkeypatch):
+    (tree / "train" / "cat" / "more").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("more"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="Permission denied: .*more"):
+        build_loaders(folder(tree))
+
+
+def test_test_is_read_where_there_is_val_too(tree):
+    (tree / "val").mkdir()
+    assert build_loaders(folder(tree)).test.num_images == 6
+
+
 def test_val_serves_for_test(tree):
     first = build_loaders(folder(tree))
     (tree / "test").rename(tree / "val")
@@ -515,7 +664,15 @@ def test_training_and_testing_say_what_was_read(tree):
                "--run_dir", tree.parent / "run")  # fmt: skip
     tested = call(test.main, tree.parent / "run" / "last.pth.tar", "--device cpu")
     assert f"data: {tree}: train/ 12 images, test/ 6 images" in run.out
-    assert f"data: {tree}: test/ 6 images" in tested.out
+    left = call(early_exit.main, tree.parent / "run" / "last.pth.tar", "--device cpu")
+    for outcome in (tested, left):
+        assert [line for line in outcome.out if line.startswith("data:")] == [f"data: {tree}: test/ 6 images"]
+        assert outcome.result["count"] == 6  # the last line is the JSON
+
+
+def test_data_that_is_no_tree_says_nothing(capsys):
+    build_loaders(settings("digits"))
+    assert capsys.readouterr().out == ""
 
 
 # ---- CIFAR as a tree of images -------------------------------------------------------------------
@@ -532,6 +689,55 @@ def test_a_cifar_tree_is_read_with_the_statistics_of_the_set(cifar_tree, up):
     assert loaders.facts.mean == list(image_data.CIFAR10_STATS[0])
     assert loaders.facts.classes[1] == "automobile"
     assert np.array_equal(loaders.test.maker.split.images[3], pixels(32, 32, 3, seed=23).transpose(2, 0, 1))
+
+
+def test_a_cifar_trees_layout_and_hash_reach_the_environment_of_the_run(cifar_tree):
+    run_dir = cifar_tree.parent / "run"
+    flags = "--dataset cifar10 --batch_size 4 --num_epochs 1 --data_dir"
+    assert call(train.main, TINY, flags, cifar_tree, "--run_dir", run_dir).code == 0
+    record = json.loads((run_dir / "environment.json").read_text())["data"]
+    assert record["layout"] == "train/<class>/, test/<class>/"
+    assert all(len(record["sha256"][split]) == 64 for split in ("train", "test"))
+
+
+def test_the_hash_follows_pixels_and_labels_and_not_the_order(cifar_tree):
+    def found():
+        return build_loaders(settings("cifar10", data_dir=str(cifar_tree), batch_size=4)).record["sha256"]
+
+    first, cat = found(), cifar_tree / "train" / "cat"
+    (cat / "000.png").rename(cat / "zzz.png")
+    assert found() == first
+    (cat / "zzz.png").rename(cifar_tree / "train" / "dog" / "zzz.png")
+    assert found()["train"] != first["train"]
+    Image.fromarray(pixels(32, 32, 3, seed=99)).save(cifar_tree / "test" / "cat" / "000.png")
+    assert found()["test"] != first["test"]
+
+
+def test_a_cifar_tree_has_the_hash_of_the_published_files(cifar, tmp_path):
+    name, root = cifar
+    loaders, classes = build_loaders(settings(name, data_dir=str(root), batch_size=4)), image_data.CIFAR_CLASSES
+    for part in ("train", "test"):
+        split = getattr(loaders, part).maker.split
+        for i, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+            path = tmp_path / "tree" / part / classes[name.upper()].split()[label] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    tree = build_loaders(settings(name, data_dir=str(tmp_path / "tree"), batch_size=4))
+    assert tree.record["sha256"] == loaders.record["sha256"]
+
+
+def test_published_files_come_before_a_tree(cifar):
+    name, root = cifar
+    write_tree(root, image_data.CIFAR_CLASSES[name.upper()].split(), 1, 1, size=32)
+    assert build_loaders(settings(name, data_dir=str(root), batch_size=4)).record["layout"] == "as published"
+
+
+def test_img_size_resizes_a_cifar_tree_and_leaves_the_hash(cifar_tree):
+    small, own = (
+        build_loaders(settings("cifar10", data_dir=str(cifar_tree), batch_size=4, img_size=size)) for size in (8, None)
+    )
+    assert small.facts.img_size == 8
+    assert small.record == own.record
 
 
 def test_cifar_classes_are_as_many_as_they_should_be():
@@ -677,6 +883,95 @@ def test_no_network_says_what_to_put_where_and_leaves_nothing(tmp_path, monkeypa
     with pytest.raises(UserError, match=r"https://.*cifar-100-python.tar.gz.* into " + str(tmp_path)):
         build_loaders(settings("cifar100", data_dir=str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- Data sets of one's own ----------------------------------------------------------------------
+
+
+def own(monkeypatch, images, labels, classes=("a", "b"), encoding="poisson", test_split=None):
+    """Loaders of a data set whose function returns this, for training and, unless told otherwise, for testing."""
+    split = Split(images, labels)
+    row = Row(lambda args, train_too: Raw(split, test_split or split, list(classes)), encoding, augment=False)
+    monkeypatch.setitem(data.DATASETS, "mine", row)
+    return build_loaders(settings("mine", batch_size=2, encoding=encoding))
+
+
+OWN = pixels(4, 3, 8, 8)
+
+
+@pytest.mark.parametrize("images", [OWN, list(OWN), torch.from_numpy(OWN), np.asfortranarray(OWN)])
+@pytest.mark.parametrize(
+    "labels", [[0, 1, 1, 0], np.int32([0, 1, 1, 0]), torch.tensor([0, 1, 1, 0], dtype=torch.uint8)]
+)
+def test_arrays_and_lists_become_tensors_and_labels_int64(monkeypatch, images, labels):
+    split = own(monkeypatch, images, labels).train.maker.split
+    assert (split.images.dtype, split.labels.dtype) == (torch.uint8, torch.int64)
+    assert np.array_equal(split.images, OWN)
+    assert split.labels.tolist() == [0, 1, 1, 0]
+
+
+def test_a_read_only_array_is_taken_without_a_warning(monkeypatch):
+    images = OWN.copy()
+    images.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own(monkeypatch, images, [0, 1, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (OWN / 255, [0, 1, 1, 0], "images of mine are float64, not uint8 of 0 to 255: multiply"),
+        (OWN.astype(np.uint16), [0, 1, 1, 0], "images of mine are uint16, not uint8 of 0 to 255: scale"),
+        (OWN > 9, [0, 1, 1, 0], "images of mine are bool, not uint8"),
+        (OWN[:, 0], [0, 1, 1, 0], r"shape \[4, 8, 8\], not \[N, C, H, W\]: reshape them; images\[:, None\]"),
+        (OWN[:, None], [0, 1, 1, 0], r"shape \[4, 1, 3, 8, 8\], not \[N, C, H, W\]: reshape"),
+        (OWN.transpose(0, 2, 3, 1), [0, 1, 1, 0], r"shape \[4, 8, 8, 3\], with the channels last: permute"),
+        (OWN[:0], [], r"shape \[0, 3, 8, 8\], so there are none"),
+        ([[1], [1, 2]], [0, 1], "images of mine cannot be made one tensor of numbers"),
+        ("no images", [0, 1], "images of mine cannot be made one tensor of numbers"),
+        (None, [0, 1], "images of mine cannot be made one tensor of numbers"),
+        (OWN, [1, 2, 2, 1], "labels of mine go from 1 to 2, but with 2 classes they must lie in 0 to 1"),
+        (OWN, [-1, 0, 0, 1], "labels of mine go from -1 to 1, but"),
+        (OWN, [0.0, 1.0, 1.0, 0.0], "labels of mine are float64, not integers"),
+        (OWN, [True, False, True, False], "labels of mine are bool, not integers"),
+        (OWN, [0, 1, 1], r"labels of mine are of the shape \[3\], not \[4\]"),
+        (OWN, np.eye(2)[[0, 1, 1, 0]], r"labels of mine are of the shape \[4, 2\], not \[4\]"),
+        (OWN, ["a", "b", "b", "a"], "labels of mine cannot be made one tensor of numbers"),
+    ],
+)
+def test_own_data_that_cannot_be_trained_on_is_one_sentence(monkeypatch, images, labels, message):
+    with pytest.raises(UserError, match=message) as caught:
+        own(monkeypatch, images, labels)
+    assert "\n" not in str(caught.value)
+
+
+def test_own_test_images_are_checked_as_well(monkeypatch):
+    with pytest.raises(UserError, match="the test labels of mine go from 0 to 5"):
+        own(monkeypatch, OWN, [0, 1, 1, 0], test_split=Split(OWN, [0, 1, 5, 0]))
+
+
+def test_own_splits_of_other_channels_are_refused(monkeypatch):
+    with pytest.raises(UserError, match="train and test images of mine differ in C"):
+        own(monkeypatch, OWN, [0, 1, 1, 0], test_split=Split(OWN[:, :1], [0, 1, 1, 0]))
+
+
+def test_own_frames_have_five_dimensions(monkeypatch):
+    assert own(monkeypatch, pixels(4, 3, 2, 8, 8), [0, 1, 1, 0], encoding="frames").facts.in_channels == 2
+    with pytest.raises(UserError, match=r"not \[N, T, C, H, W\]"):
+        own(monkeypatch, OWN, [0, 1, 1, 0], encoding="frames")
+
+
+def test_own_data_without_classes_is_refused(monkeypatch):
+    with pytest.raises(UserError, match="mine names no classes"):
+        own(monkeypatch, OWN, [0, 1, 1, 0], classes=())
+
+
+@pytest.mark.parametrize("raw", [None, (OWN, [0]), Raw(None, Split(OWN, [0, 1, 1, 0]), ["a", "b"])])
+def test_a_function_that_returns_something_else_is_refused(monkeypatch, raw):
+    monkeypatch.setitem(data.DATASETS, "mine", Row(lambda args, train_too: raw))
+    with pytest.raises(UserError, match="the function of mine must return a Raw with a train and a test Split"):
+        build_loaders(settings("mine"))
 
 
 # ---- Bad input -----------------------------------------------------------------------------------

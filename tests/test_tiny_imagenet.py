@@ -197,6 +197,36 @@ def test_class_folders_that_contradict_the_annotations_are_refused(tree):
     refused(tree, "do not agree on val_1.JPEG")
 
 
+def test_a_class_folder_that_no_list_names_is_refused(tree):
+    sort_val(tree)
+    (tree / "val" / "n77").mkdir()
+    refused(tree, "val has images in n77/, which is no class of wnids.txt")
+
+
+def test_a_sorted_val_needs_no_annotations(tree):
+    before = build_loaders(tiny(tree)).test.maker.split
+    sort_val(tree)
+    (tree / "val" / "val_annotations.txt").unlink()
+    after = build_loaders(tiny(tree)).test.maker.split
+    assert np.array_equal(before.images, after.images)
+    assert np.array_equal(before.labels, after.labels)
+
+
+def test_training_images_right_in_their_class_folder_are_read(tree):
+    before = build_loaders(tiny(tree)).train.maker.split.images
+    for wnid in WNIDS:
+        for path in sorted((tree / "train" / wnid / "images").iterdir()):
+            path.rename(tree / "train" / wnid / path.name)
+        (tree / "train" / wnid / "images").rmdir()
+    assert np.array_equal(build_loaders(tiny(tree)).train.maker.split.images, before)
+
+
+def test_the_layout_of_val_is_recorded(tree):
+    assert build_loaders(tiny(tree)).record["layout"] == "as published"
+    sort_val(tree)
+    assert build_loaders(tiny(tree)).record["layout"] == "val/<wnid>/"
+
+
 def test_hidden_files_beside_the_images_are_no_samples(tree):
     (tree / "train" / "n01" / "images" / "._n01_0.JPEG").write_bytes(b"no image")
     assert len(build_loaders(tiny(tree)).train.maker.split.labels) == TRAIN * len(WNIDS)
