@@ -491,10 +491,10 @@ def test_a_tiff_is_turned_in_all_eight_ways(tmp_path, orientation, more, dtype, 
     assert image_data.read_image(tmp_path / "a.tif", 1)[0].tolist() == TURNED[orientation - 1]
 
 
-@pytest.mark.parametrize("exif", [b"Exif\0\0no such thing", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"])
+@pytest.mark.parametrize("exif", [b"no such thing", b"II*\0"])
 def test_exif_that_cannot_be_read_turns_nothing(tmp_path, exif):
-    Image.fromarray(pixels(8, 8)).save(tmp_path / "a.jpg", exif=exif)
-    assert np.array_equal(image_data.read_image(tmp_path / "a.jpg", 1)[0], np.asarray(Image.open(tmp_path / "a.jpg")))
+    Image.fromarray(pixels(8, 8)).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(image_data.read_image(tmp_path / "a.png", 1)[0], pixels(8, 8))
 
 
 def test_a_picture_cut_short_is_refused_though_it_is_turned(tmp_path):

@@ -165,6 +165,16 @@ def test_mnist_is_unpacked_from_its_gz_files(mnist, where):
     assert torch.equal(load(mnist).train.images, expected)
 
 
+def test_a_gz_that_holds_too_much_is_refused_and_nothing_unpacked(mnist, monkeypatch):
+    path = mnist / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    monkeypatch.setattr(image_data, "MNIST_MOST", 1000)
+    with pytest.raises(UserError, match="it holds more than MNIST"):
+        load(mnist)
+    assert not path.exists()
+
+
 def test_a_damaged_gz_of_mnist_is_named_and_left_alone(mnist):
     path = mnist / "MNIST" / "raw" / "train-images-idx3-ubyte"
     packed = path.with_name(f"{path.name}.gz")
