@@ -115,8 +115,7 @@ class SharedBN(BNTT):
 
     def __init__(self, num_steps, features, spatial):
         super().__init__(0, features, spatial)
-        self.gamma_per_step = False
-        (self.shared,) = BNTT(1, features, spatial)
+        self.gamma_per_step, (self.shared,) = False, BNTT(1, features, spatial)
 
     def batch_norms(self, T):
         return [self.shared] * T
@@ -144,7 +143,7 @@ def each_step(module, x):
 class SpikingNet(nn.Module):
     """What all nets share: encoding, blocks of time, output voltage (eq. 5). A net need not be a chain of layers.
     A net has num_steps, encoder and output_currents(x, t0, steps, fire) -> [T, B, K], those of the output neurons. x:
-    encoded images from step t0 on, of a run of `steps`; fire(neuron, currents) -> spikes keeps the membranes."""
+    encoded images from step t0 on, of a run of `steps`; fire(neuron, currents) -> spikes, both [T, B, ...]."""
 
     def check_input(self, images, steps=None):
         """Return the number of steps to run; ValueError if the images or steps do not fit the net."""
@@ -158,10 +157,11 @@ class SpikingNet(nn.Module):
     def stream(self, images, steps=None, block=1):
         """Generate `voltages` block by block of time-steps; who stops iterating stops the work. All steps are one block
         where a norm trains on the statistics of all of them."""
-        steps, voltage, membranes = self.check_input(images, steps), 0.0, {}
+        steps, voltage, membranes = self.check_input(images, steps), 0.0, []
 
         def fire(neuron, currents):
-            spikes, membranes[neuron] = neuron(currents, membranes.get(neuron))
+            spikes, membrane = neuron(currents, membranes.pop(0) if t0 else None)
+            membranes.append(membrane)
             return spikes
 
         whole = any(m.training and not getattr(m, "per_step", True) for m in self.modules())

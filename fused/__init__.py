@@ -110,7 +110,12 @@ class FusedNet:
         weights = [*(layer.synapse.weight for layer in run.layers), self.readout.weight]
         if run.grad_enabled or self.training:
             scales, shifts = zip(*run.scales, strict=True)
-            yield FusedVoltages.apply(run, self.encoder(images, run.steps), *weights, *scales, *shifts)
+            encoded = self.encoder(images, run.steps)
+            if encoded.requires_grad:
+                raise RuntimeError(
+                    "the fused engine has no gradient for what the encoder learns: call fused.detach(net)"
+                )
+            yield FusedVoltages.apply(run, encoded, *weights, *scales, *shifts)
             return
         weights, readout = run.prepared(weights)
         membranes, voltage = run.state(run.block < run.steps), 0.0

@@ -44,7 +44,10 @@ def why_not(net, save_memory=None):
         return f"the fused engine does not know a net with a `{own[0]}` of its own"
     if nn_module._has_any_global_hook():
         return "the fused engine calls no hooks that are set for all modules"
-    for layer in net.layers():
+    layers = net.layers()
+    if len({id(layer.norm) for layer in layers}) < len(layers):
+        return "the fused engine does not know layers that share a normalisation"
+    for layer in layers:
         if reason := _layer(layer, net.num_steps, save_memory) or _synapse(layer.synapse, net.readout):
             return f"the fused engine {reason}"
     if reason := _synapse(net.readout, net.readout):

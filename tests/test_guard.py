@@ -8,13 +8,17 @@ import warnings
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 from test_fused import make_net, tiny_archs  # noqa: F401 (a fixture)
+from torch.ao.quantization import get_default_qat_qconfig
 from torch.nn.utils import prune
+from torch.utils.checkpoint import checkpoint
 
 import fused
 import model
+from encoders import DirectEncoder
 from fused import guard
 from model import BNTT, LIF, SpikingVGG
 from utill import SpikeMeter
@@ -295,3 +299,58 @@ def test_statistics_are_updated_for_an_averaged_net():
             torch.optim.swa_utils.update_bn([IMAGES, -IMAGES], net)
     for name, buffer in nets[0].named_buffers():
         torch.testing.assert_close(dict(nets[1].named_buffers())[name], buffer, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("norm", ["bntt", "bn"])
+def test_layers_that_share_a_norm_are_declined(norm):
+    net = make_net("tiny_global", norm=norm)
+    net.bntt2 = net.bntt2
+    for layer in net.layers()[1:]:
+        setattr(net, net._norms[layer.name], net.bntt2)
+    assert "share a normalisation" in fused.why_not(net)
+
+
+def test_an_encoder_that_learns_unseen_is_one_clear_error():
+    class Scaled(DirectEncoder):
+        def forward(self, images, steps, t0=0):
+            return factor * super().forward(images, steps, t0)
+
+    factor = torch.ones((), dtype=torch.float64, requires_grad=True)
+    net = fused.attach(make_net(encoding=Scaled))
+    with pytest.raises(RuntimeError, match="call fused.detach"):
+        net(IMAGES)
+
+
+@pytest.mark.parametrize("attach", [lambda net: net, fused.attach], ids=["plain", "fused"])
+def test_recomputed_in_the_backward_pass_it_has_the_same_gradients(attach):
+    results = []
+    for again in (False, True):
+        net = attach(make_net())
+        torch.manual_seed(0)
+        output = checkpoint(net, IMAGES, use_reentrant=False) if again else net(IMAGES)
+        F.cross_entropy(output, LABELS).backward()
+        results.append({name: p.grad for name, p in net.named_parameters()})
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_in_ddp_it_computes_the_same(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(fused.attach(make_net()))
+        losses, *parts = two_steps(wrapped)
+        gradients, buffers = ({k.removeprefix("module."): v for k, v in part.items()} for part in parts)
+        assert_same(two_steps(make_net()), (losses, gradients, buffers))
+        assert wrapped.module.voltages(IMAGES).requires_grad
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["quantisation-aware", "synchronised"])
+def test_convolutions_and_norms_of_other_kinds_are_declined(kind):
+    net = make_net()
+    if kind == "synchronised":
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    else:
+        net.conv2 = torch.ao.nn.qat.Conv2d(8, 12, 3, padding=1, bias=False, qconfig=get_default_qat_qconfig()).double()
+    with pytest.raises(fused.Unsupported, match="does not know the (batch norm|weight layer)"):
+        fused.attach(net)

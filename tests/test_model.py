@@ -661,6 +661,15 @@ def test_who_stops_iterating_stops_the_work(net_and_images, attach):
     assert seen == [2]
 
 
+@pytest.mark.parametrize("attach", [lambda net: net, fused.attach], ids=["plain", "fused"])
+def test_layers_may_share_a_neuron_as_it_keeps_nothing(net_and_images, attach):
+    net, images = copy.deepcopy(net_and_images[0]), net_and_images[1]
+    expected = seeded(net.voltages, images)
+    for layer in net.layers():
+        setattr(net, f"lif_{layer.name}", net.lif_conv1)
+    torch.testing.assert_close(seeded(attach(net).voltages, images), expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_gradient_does_not_depend_on_the_blocks(order):
     net, images = seeded(vgg9, 12, spike_order=order).double(), random_images().double()
