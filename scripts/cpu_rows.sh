@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The rows of the README's tables that were trained on a CPU, into results/. Run again after a stop, it goes on.
+# The runs that a CPU can train, into results/ (see results/README.md). Run again after a stop, it goes on.
 #
 #   bash scripts/cpu_rows.sh digits                            # 3 seeds x bntt, bn, none: 20 minutes on 2 cores
 #   bash scripts/cpu_rows.sh smnist                            # MNIST in data/mnist, or downloaded there: an hour
