@@ -51,7 +51,7 @@ if [ ! -f "$out/checks.txt" ]; then
     mv "$out/checks.tmp" "$out/checks.txt"
 fi
 if [ ! -f "$out/benchmark.txt" ]; then
-    python scripts/benchmark.py --device "$device" --out "$out" "${bench[@]}" | tee "$out/benchmark.tmp"
+    python benchmarks/benchmark.py --device "$device" --out "$out" "${bench[@]}" | tee "$out/benchmark.tmp"
     mv "$out/benchmark.tmp" "$out/benchmark.txt"
 fi
 for seed in ${SEEDS:-0}; do

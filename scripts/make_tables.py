@@ -16,16 +16,16 @@ import statistics
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root
 
-import yaml  # noqa: E402
+import yaml
 
-import train  # noqa: E402
-from arguments import ArgumentParser  # noqa: E402
-from runs import RESUMABLE, write_text  # noqa: E402
-from utill import UserError, entry_point, reason_of  # noqa: E402
+import train
+from arguments import ArgumentParser
+from runs import RESUMABLE, write_text
+from utill import UserError, entry_point, reason_of
 
+ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results: written by scripts/make_tables.py -->\n", "<!-- end -->"
 SOURCES = ("paper", "quoted", "memory", "unknown")
 LEGEND = """

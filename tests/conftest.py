@@ -1,4 +1,4 @@
-"""Put the repo root on the path, use one thread (the same sums in the same order everywhere), and run the scripts."""
+"""Use one thread (the same sums in the same order everywhere), and run the scripts."""
 
 import contextlib
 import io
@@ -13,7 +13,6 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)
 
 TINY = "--img_size 8 --num_steps 3 --batch_size 16 --num_workers 0 --device cpu"

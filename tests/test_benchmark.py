@@ -1,17 +1,11 @@
-"""scripts/benchmark.py runs, finds its contenders to be the same net, and writes what it says. No clock is judged."""
+"""benchmarks/benchmark.py runs, finds its contenders to be one net, and writes what it says. No clock is judged."""
 
 import contextlib
-import importlib.util
 import json
-from pathlib import Path
 
+import benchmark
 import numpy as np
 import pytest
-
-path = Path(__file__).resolve().parent.parent / "scripts" / "benchmark.py"
-spec = importlib.util.spec_from_file_location("benchmark", path)
-benchmark = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(benchmark)
 
 TINY = ["--batch_size", "2", "--num_steps", "2", "--img_size", "8", "--threads", "1", "--repeats", "1", "--warmup", "1"]
 

@@ -15,12 +15,11 @@ import os
 import subprocess
 import sys
 import traceback
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 EPSILON = {torch.float64: 2**-52, torch.float32: 2**-23, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 OLD_INTERPRETER = "InterpreterError: TypeError('only 0-dimensional arrays can be converted to Python scalars')"
 ORDERS = (False, True)  # fire_first
@@ -280,7 +279,8 @@ def run(device, *checks):
     """{check: "passed" or the traceback} of the checks, from one process of their own."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
-    environment = os.environ | dict(OMP_NUM_THREADS="1", TRITON_INTERPRET="1" if device == "cpu" else "0")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment["TRITON_INTERPRET"] = "1" if device == "cpu" else "0"
     command = [sys.executable, __file__, device, *checks]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout, done.stderr
@@ -327,7 +327,6 @@ def round_bfloat16_properly():
 
 
 def main(device, *names):
-    sys.path.insert(0, str(ROOT))
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
     if device == "cpu":

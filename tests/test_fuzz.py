@@ -1,6 +1,5 @@
-"""A few hundred of the inputs of scripts/fuzz.py, and that it notices what it is there to notice."""
+"""A few hundred of the inputs of tests/stress/fuzz.py, and that it notices what it is there to notice."""
 
-import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -11,14 +10,11 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("the fuzzer reads /proc and sets alarms", allow_module_level=True)
 
+import fuzz
+
 import train
 import utill
 from utill import UserError
-
-path = Path(__file__).resolve().parent.parent / "scripts" / "fuzz.py"
-spec = importlib.util.spec_from_file_location("fuzz", path)
-fuzz = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fuzz)
 
 
 @pytest.fixture(scope="module")

@@ -16,15 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, TINY, call, spawn, words
+from kill_test import difference, what_a_run_left
 
 import data
 import runs
 import test as test_script
 import train
 import utill
-
-sys.path.insert(0, str(ROOT / "scripts"))
-from kill_test import difference, what_a_run_left  # noqa: E402
 
 FLAGS = f"{TINY} --dataset digits --limit_train 64 --limit_test 20 --num_epochs 3 --lr 0.05 --augment --save_every 3"
 FC3 = f"{FLAGS} --arch fc3 --engine plain"  # the fastest
@@ -177,7 +175,7 @@ def test_the_same_seed_gives_the_same_log_twice(unbroken, tmp_path):
 
 def test_killed_many_times_for_real(tmp_path):
     flags = "--arch fc3 --num_steps 2 --limit_train 64 --num_epochs 2"
-    outcome = spawn("scripts/kill_test.py", "--kills 3 --in_write 1 --kinds 1", flags, cwd=tmp_path)
+    outcome = spawn("tests/stress/kill_test.py", "--kills 3 --in_write 1 --kinds 1", flags, cwd=tmp_path)
     assert outcome.out[-1] == "3 of 3 kills survived, 1 inside a checkpoint write; end bit-identical: yes"
     assert outcome.code == 0
 
@@ -277,10 +275,10 @@ def test_a_signal_to_the_whole_process_group_is_for_the_main_process(tmp_path, n
 
 
 def test_an_error_ends_the_loading_processes_too(tmp_path):
-    script = f"import sys; sys.path[:0] = [{str(ROOT)!r}]; import train; train.end_epoch = None; train.main()"
+    script = "import train; train.end_epoch = None; train.main()"
     flags = words([FC3, "--num_workers 2 --run_dir", tmp_path / "run"])
     done = subprocess.run(
-        [sys.executable, "-c", script, *flags], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script, *flags], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stderr.splitlines()[-1] == "TypeError: 'NoneType' object is not callable"
 

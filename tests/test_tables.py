@@ -1,17 +1,12 @@
 """scripts/make_tables.py writes what the runs and results/paper.csv say, and the README's table is what it writes."""
 
 import csv
-import importlib.util
 import json
 
+import make_tables
 import pytest
 import yaml
 from conftest import ROOT, call
-
-path = ROOT / "scripts" / "make_tables.py"
-spec = importlib.util.spec_from_file_location("make_tables", path)
-make_tables = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(make_tables)
 
 RESULT = {
     "dataset": "cifar10", "arch": "vgg9", "norm": "bntt", "num_steps": 25, "seed": 0, "test_acc": 90.0, "count": 100,

@@ -1,9 +1,9 @@
 """Compare our nets with the authors' own code, number by number.
 
     git clone https://github.com/Intelligent-Computing-Lab-Yale/BNTT-Batch-Normalization-Through-Time authors
-    python scripts/check_authors.py --authors authors                        # HEAD: integrate, then fire
+    python benchmarks/check_authors.py --authors authors                     # HEAD: integrate, then fire
     git -C authors checkout 701d259                                          # their first upload
-    python scripts/check_authors.py --authors authors --order fire_first
+    python benchmarks/check_authors.py --authors authors --order fire_first
 
 Their model.py is imported from the folder you name; nothing of theirs is copied or changed on disk.
 It asks for a GPU; the check runs on the CPU, with `Tensor.cuda` doing nothing for as long as it takes.
@@ -29,10 +29,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-import model  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root
+import model
 
+ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 1e-10
 BUILDERS = {"vgg9": "SNN_VGG9_BNTT", "vgg11": "SNN_VGG11_BNTT"}
 SGD = dict(lr=0.3, momentum=0.9, weight_decay=1e-4)

@@ -1,6 +1,6 @@
 """What rounding does to a spiking net, and whether it matters: the engines beside each other.
 
-    python scripts/compare_engines.py --seeds 3
+    python benchmarks/compare_engines.py --seeds 3
 
 First one training step of a fresh VGG9 (32x32, T = 25, batch 16, noise images) in each engine and precision,
 beside the plain loop in float32: the share of spikes that differ, and the cosine between the gradients. The
@@ -19,17 +19,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
+import torch
+import torch.nn.functional as F
 
-import fused  # noqa: E402
-from model import SNN_VGG9_BNTT  # noqa: E402
-from runs import write_json  # noqa: E402
-from utill import UserError, entry_point  # noqa: E402
+import fused
+from model import SNN_VGG9_BNTT
+from runs import write_json
+from utill import UserError, entry_point
 
+ROOT = Path(__file__).resolve().parents[1]
 CONTENDERS = {
     "plain float32": ["--engine", "plain", "--amp", "off"],
     "fused float32": ["--engine", "fused", "--amp", "off"],
@@ -115,7 +115,7 @@ def main(argv=None):
         print(f"| {name} | {shown} | {row['mean']:.2f} | {spread} | {row['seconds']:.0f} |", flush=True)
     keep = ("device", "threads", "python", "torch", "torchvision", "numpy", "platform", "date", "git")
     environment = {key: runs[-1][1].get(key) for key in keep}
-    command = " ".join(["python scripts/compare_engines.py", f"--seeds {args.seeds}", *more])
+    command = " ".join(["python benchmarks/compare_engines.py", f"--seeds {args.seeds}", *more])
     result = {"command": command, "one_step": step, "engines": table, "environment": environment}
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "result.json", result)

@@ -1,7 +1,7 @@
 """Throw wild and damaged input at every script: each must end in a result or in one sentence.
 
-    python scripts/fuzz.py --count 2000
-    python scripts/fuzz.py --count 2000 --kinds checkpoint --only 17 --keep kept     # repeat one input
+    python tests/stress/fuzz.py --count 2000
+    python tests/stress/fuzz.py --count 2000 --kinds checkpoint --only 17 --keep kept     # repeat one input
 
 In this process, through the `main(argv)` of train.py, test.py and early_exit.py. An input fails if an exception
 escapes, the exit code is neither 0 nor 2, a refusal is not one line on stderr, it takes more than LIMIT seconds,
@@ -38,13 +38,12 @@ import yaml
 from hypothesis import strategies as st
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-import early_exit  # noqa: E402
-import event_data  # noqa: E402
-import runs  # noqa: E402
-import test as test_script  # noqa: E402
-import train  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repo root
+import early_exit
+import event_data
+import runs
+import test as test_script
+import train
 
 SCRIPTS = {"train": train, "test": test_script, "early_exit": early_exit}
 LIMIT = 20  # seconds an input may take

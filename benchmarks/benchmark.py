@@ -2,9 +2,9 @@
 
     git clone https://github.com/Intelligent-Computing-Lab-Yale/BNTT-Batch-Normalization-Through-Time authors
     pip install --no-deps -r requirements-bench.txt              # the peers; those not installed are left out
-    python scripts/benchmark.py --authors authors                # VGG9, T = 25, batch 16, 32x32, all cores
-    python scripts/benchmark.py --authors authors --profile --scaling
-    python scripts/benchmark.py --contenders ours-plain ours-fused --num_steps 10 --repeats 5
+    python benchmarks/benchmark.py --authors authors             # VGG9, T = 25, batch 16, 32x32, all cores
+    python benchmarks/benchmark.py --authors authors --profile --scaling
+    python benchmarks/benchmark.py --contenders ours-plain ours-fused --num_steps 10 --repeats 5
 
 Every contender is a process of its own that stays warm; one computes at a time, in turns (A B C A B C ...), so
 that a slow minute of the machine hits all alike. Judge by the ratios, taken round by round, not by the times.
@@ -44,12 +44,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from arguments import ArgumentParser  # noqa: E402
-from model import ARCHS, BN_EPS, BN_MOMENTUM, SURROGATE_ALPHA, PoissonGen, SpikingVGG  # noqa: E402
-from utill import UserError, entry_point  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root
+from arguments import ArgumentParser
+from model import ARCHS, BN_EPS, BN_MOMENTUM, SURROGATE_ALPHA, PoissonGen, SpikingVGG
+from utill import UserError, entry_point
 
+ROOT = Path(__file__).resolve().parents[1]
 # whose code; -bf16: under autocast to bfloat16; -graph: the training step replayed as one CUDA graph
 CONTENDERS = (
     "authors", "ours-plain", "ours-plain-bf16", "ours-fused", "ours-fused-bf16", "ours-fused-bf16-graph",
@@ -684,7 +684,8 @@ def main(argv=None):
     if argv[:1] == ["--worker"]:
         return work(json.loads(argv[1]))
     args = parse(argv)
-    report = {"command": " ".join(["python scripts/benchmark.py", *("PATH" if a == args.authors else a for a in argv)])}
+    words = ["python benchmarks/benchmark.py", *("PATH" if a == args.authors else a for a in argv)]
+    report = {"command": " ".join(words)}
     report["date"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     settings = ("arch", "batch_size", "num_steps", "img_size", "device", "threads", "repeats", "warmup")
     report |= {key: getattr(args, key) for key in (*settings, "steps_per_turn")} | {"machine": machine(args)}

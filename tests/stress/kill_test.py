@@ -1,6 +1,6 @@
 """Kill training runs at random moments, resume each until it is done, and compare with runs never killed.
 
-    python scripts/kill_test.py --kills 50 --in_write 10
+    python tests/stress/kill_test.py --kills 50 --in_write 10
 
 Real training of VGG9 on digits by train.py, with loading processes and augmentation, in both engines. A run is a
 process group of its own, and each kill a SIGKILL of the whole group: `--in_write` of them while a checkpoint is
@@ -29,14 +29,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repo root
 
-import torch  # noqa: E402
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import runs  # noqa: E402
-import utill  # noqa: E402
+import runs
+import utill
 
 FLAGS = (
     "--dataset digits --num_steps 5 --limit_train 320 --limit_test 100 --num_epochs 3 --batch_size 32 --lr 0.05 "
