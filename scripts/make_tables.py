@@ -2,6 +2,7 @@
 
     python scripts/make_tables.py            # after a run has been added
     python scripts/make_tables.py --check    # exits with 1 if one of the two files is not up to date
+    python scripts/make_tables.py --results DIR    # runs kept elsewhere: writes DIR/README.md alone
 
 What the paper says is in results/paper.csv, each value with its source. If a line names `runs`, results/<runs>/seed<k>/
 stand beside it, and must be what its `command` trains. Runs of one folder have one command, but for the seed.
@@ -105,7 +106,7 @@ def read_runs(results):
     return {name: sorted(runs, key=lambda run: run["seed"]) for name, runs in found.items()}
 
 
-def read_paper(path, found):
+def read_paper(path, found, results):
     """The lines of paper.csv as dicts; UserError where a value has no source, or its runs train something else."""
     rows = read(path, lambda text: list(csv.DictReader(text.splitlines(), strict=True)))
     for number, row in enumerate(rows, 2):
@@ -114,7 +115,7 @@ def read_paper(path, found):
             raise UserError(f"{path}, line {number}: each value needs a source, one of {', '.join(SOURCES)}")
         for run in found.get(row["runs"], []):
             wanted = flags_of(row["command"], f"{path}, line {number}")
-            agree(path.parent / row["runs"], ROW, "config.yaml", run["config"], f"the row {row['row']!r}", wanted)
+            agree(results / row["runs"], ROW, "config.yaml", run["config"], f"the row {row['row']!r}", wanted)
     return rows
 
 
@@ -164,7 +165,9 @@ def kept_runs(found, results):
     for name, runs in found.items():
         first, spikes, path = runs[0], [run["spikes"] for run in runs], results / name / "shows.txt"
         each = ", ".join(f"{run['seed']}: {run['test_acc']:.2f}" for run in runs)
-        told = "{dataset}, {arch}, {norm}; {num_steps}; {train_images:,} / {count:,}".format(**first).split("; ")
+        neuron = first["config"].get("neuron", "lif")
+        net = "{dataset}, {arch}, {norm}".format(**first) + (f", {neuron}" if neuron != "lif" else "")
+        told = [net, str(first["num_steps"]), "{train_images:,} / {count:,}".format(**first)]
         spikes = "-" if None in spikes else mean_and_deviation(spikes, ",.0f")
         rows.append([name, *told, str(first["config"]["num_epochs"]), ours(runs, name), each, spikes])
         shows = read(path, str.strip) if path.exists() else ""
@@ -175,18 +178,20 @@ def kept_runs(found, results):
 @entry_point
 def main(argv=None):
     parser = ArgumentParser(__doc__.splitlines()[0])
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="file that holds the paper's rows")
+    parser.add_argument("--readme", type=Path, help="file that holds the paper's rows (default: that of our results)")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the runs")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is stale")
     args = parser.parse_args(argv)
-    text, found = read(args.readme, str), read_runs(args.results)
-    paper = read_paper(args.results / "paper.csv", found)
-    parts = re.fullmatch(f"(.*{START}).*?({END}.*)", text, re.DOTALL)
-    if not parts or text.count(START) > 1:
-        raise UserError(f"{args.readme} must have {START.strip()} and, below it, {END} once")
-    front = paper_table([row for row in paper if row["command"]], found, "results/")
-    page = PAGE.format(paper_table(paper, found, ""), kept_runs(found, args.results))
-    new = {args.readme: parts[1] + front + parts[2], args.results / "README.md": page}
+    ours, own = args.results.resolve() == ROOT / "results", args.results / "paper.csv"
+    found = read_runs(args.results)
+    paper = read_paper(own if own.exists() else ROOT / "results" / "paper.csv", found, args.results)
+    new = {args.results / "README.md": PAGE.format(paper_table(paper, found, ""), kept_runs(found, args.results))}
+    if readme := args.readme or (ROOT / "README.md" if ours else None):
+        text = read(readme, str)
+        parts = re.fullmatch(f"(.*{START}).*?({END}.*)", text, re.DOTALL)
+        if not parts or text.count(START) > 1:
+            raise UserError(f"{readme} must have {START.strip()} and, below it, {END} once")
+        new[readme] = parts[1] + paper_table([row for row in paper if row["command"]], found, "results/") + parts[2]
     stale = [path for path in new if not path.exists() or read(path, str) != new[path]]
     for path in stale:
         print(f"{path} is {'not up to date: run python scripts/make_tables.py' if args.check else 'written'}")

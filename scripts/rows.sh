@@ -1,0 +1,127 @@
+# Sourced by table1.sh ... table5.sh and digits.sh: reads their flags, and trains rows. Such a script names its $rows,
+# defines `recipe` (what one of them trains, at each $budget) and calls `train_rows "$@"`.
+# shellcheck shell=bash
+budget=full seeds=${seeds:-0} data=${DATA:-data} results=${RESULTS:-results}
+
+usage() {
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+    cat <<END
+
+  --budget full|mini   full (default): the paper's recipe, for a GPU; mini: a protocol for 2 CPU cores
+  --rows ROW ...       some rows alone, of: $rows
+  --seeds "0 1 2"      a run for each seed (default: $seeds)
+  DATA=DIR             the data lie, or are downloaded to, DIR/<set> if there is such a folder, else DIR (default: data).
+                       CIFAR may be an image tree train/<class>/, test/<class>/, or an archive of one
+  RESULTS=DIR          where the runs go (default: results)
+
+Run it again after a stop: it goes on. A row that has its result.json is not run again.
+END
+}
+
+fail() {
+    echo "$(basename "$0"): error: $1" >&2
+    exit 2
+}
+
+read_flags() {
+    local chosen=
+    while [ $# -gt 0 ]; do
+        case $1 in
+        -h | --help) usage && exit ;;
+        --budget | --seeds | --rows) [ -n "${2:-}" ] || fail "$1 needs a value (--help lists the flags)" ;;
+        *) fail "there is no flag $1 (--help lists the flags)" ;;
+        esac
+        case $1 in
+        --budget) budget=$2 ;;
+        --seeds) seeds=$2 ;;
+        --rows)
+            while [ $# -gt 1 ] && [ "${2#-}" = "$2" ]; do
+                [[ " $rows " == *" $2 "* ]] || fail "there is no row $2: choose from $rows"
+                chosen+=" $2"
+                shift
+            done
+            shift
+            continue
+            ;;
+        esac
+        shift 2
+    done
+    rows=${chosen:-$rows}
+    case $budget in full | mini) ;; *) fail "--budget is full or mini, got $budget" ;; esac
+    [[ $seeds =~ ^[0-9]+( [0-9]+)*$ ]] || fail "--seeds takes numbers, as in --seeds \"0 1 2\", got $seeds"
+}
+
+train_rows() {
+    read_flags "$@"
+    . scripts/venv.sh --quiet
+    [ ! -f "$data" ] || unpack
+    local row
+    for dry in 1 ""; do # what is wrong with a later row is said before the first one is trained
+        for row in $rows; do recipe "$row"; done
+    done
+    python scripts/make_tables.py --results "$results"
+}
+
+run() { # the name of the runs, then flags of train.py
+    [ -z "$dry" ] || return 0
+    local name=$1 seed folder
+    shift
+    for seed in $seeds; do
+        folder=$results/$name/seed$seed
+        [ -f "$folder/result.json" ] || python train.py "$@" --seed "$seed" --run_dir "$folder" --save_every 100 --resume
+        # of a run that was published without its checkpoint there is nothing to read
+        if [ ! -f "$folder/early_exit.json" ] && [ -f "$folder/best.pth.tar" ] && grep -q '^norm: bntt' "$folder/config.yaml"; then
+            python early_exit.py "$folder/best.pth.tar" --sweep \
+                $(sed -n 's/^limit_test: \([0-9]*\)$/--limit_test \1/p' "$folder/config.yaml") # the images of result.json
+        fi
+    done
+}
+
+compare() { # the name of BNTT's runs, a technique, a config, more flags: the same net and data with that technique
+    local name=$1 technique=$2 config=$3
+    shift 3
+    case $technique in
+    bntt) run "$name" --config "$config" "$@" ;;
+    plif_bn) run "${name}_plif_bn" --config "$config" --neuron plif --norm bn "$@" ;;
+    *) run "${name}_$technique" --config "$config" --norm "$technique" "$@" ;;
+    esac
+}
+
+cifar() { # cifar10 or cifar100, a technique, more flags
+    local set=$1 technique=$2 name=$1 dir config
+    shift 2
+    dir=$(lies_in "$set")
+    set -- --data_dir "$dir" "$@"
+    # JPEG changes the pixels: not the published data, and not a run of the paper's row
+    if [ -n "$(find -L "$dir/train" -iname '*.jp*g' -print -quit 2>/dev/null)" ]; then
+        local classes=("$dir"/train/*/)
+        [ "cifar${#classes[@]}" = "$set" ] || fail "$dir holds ${#classes[@]} classes: it is no $set (--rows chooses rows)"
+        name+=jpeg
+        set -- --dataset imagefolder "$@"
+    fi
+    case $budget-$set in
+    full-cifar10) name+=_vgg9 config=configs/cifar10_vgg9.yaml ;;
+    full-cifar100) name+=_vgg11_paper config=configs/cifar100_vgg11_paper.yaml ;;
+    mini-cifar10) name+=_mini_vgg9 config=configs/mini/cifar10_vgg9.yaml ;;
+    mini-cifar100) name+=_mini_vgg11 config=configs/mini/cifar100_vgg11.yaml ;;
+    esac
+    compare "$name" "$technique" "$config" "$@"
+}
+
+lies_in() { # DATA/<set>, or DATA itself
+    if [ -d "$data/$1" ]; then echo "$data/$1"; else echo "$data"; fi
+}
+
+unpack() { # $data, an archive, beside itself; aside first, so that half a folder is never taken for a whole one
+    local folder=${data%.t*} aside
+    [ "$folder" != "$data" ] || fail "$data must be a folder, or end in .tar, .tar.gz, .tar.xz or .tgz"
+    if [ ! -d "$folder" ]; then
+        aside=$(mktemp -d "$folder.unpack-XXXXXX")
+        trap "rm -rf '$aside'" EXIT
+        tar xf "$data" -C "$aside" 2>/dev/null || fail "$data is no archive that tar can unpack"
+        [ -d "$aside/train" ] || mv "$aside"/*/* "$aside" 2>/dev/null || true # an archive of one folder
+        [ -d "$aside/train" ] || fail "$data has no train/<class>/ in it: name an image tree or an archive of one"
+        mv "$aside" "$folder"
+    fi
+    data=$folder
+}

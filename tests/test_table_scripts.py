@@ -1,0 +1,329 @@
+"""scripts/table1.sh ... table5.sh and digits.sh: what their rows train, and the real scripts on tiny data."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from conftest import ROOT, Outcome
+from make_tables import FREE, flags_of
+from PIL import Image
+from test_datasets import write_idx
+from test_events import nmnist_bytes, noise, written
+
+SCRIPTS = ("table1", "table2", "table3", "table4", "table5", "digits")
+BUDGETS = ("full", "mini")
+SAME_ROW = ("run_dir", "data_dir", "seed", "resume", "save_every")  # may differ within one row of the paper
+PAPER = list(csv.DictReader((ROOT / "results" / "paper.csv").read_text(encoding="utf-8").splitlines()))
+
+# In place of the environment's python: it notes its arguments, and runs train.py on what is tiny.
+PYTHON = """#!{python}
+import json, os, sys
+argv, tiny = sys.argv[1:], os.environ["TINY"].split()
+with open({log!r}, "a") as log:
+    log.write(json.dumps(argv) + "\\n")
+if not tiny:
+    sys.exit()
+if argv[0] == "train.py":
+    argv += tiny
+if argv[0] == "train.py" and "STOP" in os.environ:  # in the second step
+    sys.path.insert(0, "")
+    import signal, train
+    step, count = train.train_step, iter(range(9))
+    train.train_step = lambda *a: (next(count) == 1 and os.kill(os.getpid(), signal.SIGTERM), step(*a))[1]
+    sys.argv = argv
+    sys.exit(train.main(argv[1:]))
+os.execv(sys.executable, [sys.executable, *argv])
+"""
+TINY = "--num_epochs 1 --limit_train 9 --limit_test 4 --batch_size 3 --device cpu"
+
+
+class Row(NamedTuple):
+    """A row of a script: what it trains."""
+
+    script: str
+    budget: str
+    name: str  # of the folder of its runs
+    command: str
+    flags: dict
+
+
+class Place:
+    """A folder with an environment whose python is PYTHON, data, and runs."""
+
+    def __init__(self, folder):
+        self.folder, self.results, self.log = folder, folder / "results", folder / "log"
+        bin = folder / "venv" / "bin"
+        bin.mkdir(parents=True)
+        (bin / "activate").write_text(f"PATH={bin}:$PATH\n")
+        (bin / "python").write_text(PYTHON.format(python=sys.executable, log=str(self.log)))
+        (bin / "pip").write_text("#!/bin/sh\n")
+        for name in ("python", "pip"):
+            (bin / name).chmod(0o755)
+
+    def run(self, script, *flags, data="data", tiny=TINY, **more):
+        """Run scripts/<script>.sh on these flags."""
+        changes = dict(VENV=self.folder / "venv", DATA=self.folder / data, RESULTS=self.results, TINY=tiny, **more)
+        done = subprocess.run(
+            ["bash", ROOT / "scripts" / f"{script}.sh", *flags], capture_output=True, text=True, check=False,
+            cwd=self.folder, env=os.environ | {"OMP_NUM_THREADS": "1"} | {k: str(v) for k, v in changes.items()},
+        )  # fmt: skip
+        return Outcome(done.returncode, done.stdout.splitlines(), done.stderr.splitlines())
+
+    def commands(self):
+        """The arguments of every python so far."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+    def files(self):
+        """{path: when it was written} of all runs."""
+        return {path: path.stat().st_mtime_ns for path in self.results.glob("*/seed*/*") if path.is_file()}
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Every row of every script at both budgets, none of them run."""
+    found = []
+    for script in SCRIPTS:
+        for budget in BUDGETS:
+            place = Place(tmp_path_factory.mktemp("rows"))
+            assert place.run(script, "--budget", budget, "--seeds", "3", tiny="").code == 0
+            *trained, last = place.commands()
+            assert last[0] == "scripts/make_tables.py"
+            for argv in trained:
+                flags = flags_of(" ".join(argv), script)
+                name, seed = flags["run_dir"].split("/")[-2:]
+                assert (seed, flags["seed"]) == ("seed3", 3)
+                found.append(Row(script, budget, name, "python " + FREE.sub("", " ".join(argv)), flags))
+    return found
+
+
+def image_tree(root, classes=10, suffix="jpg", size=32):
+    """A tree of two training and one test images a class."""
+    for split, count in (("train", 2), ("test", 1)):
+        for k in range(classes):
+            folder = root / split / f"class{k:02}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = np.random.default_rng([k, i]).integers(0, 256, (size, size, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.{suffix}")
+
+
+# ---- What the rows are -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_row_that_is_named_trains_its_technique(rows, place, script):
+    technique = {("bntt", "lif"): "bntt", ("bn", "lif"): "bn", ("none", "lif"): "none", ("tdbn", "lif"): "tdbn"}
+    technique |= {("bn", "plif"): "plif_bn"}
+    named = place.run(script, "--help").out
+    named = next(line for line in named if "--rows ROW" in line).split("of: ")[1].split()
+    for budget in BUDGETS:
+        flags = [row.flags for row in rows if (row.script, row.budget) == (script, budget)]
+        assert len(flags) == len(named)
+        for name, row in zip(named, flags, strict=True):
+            assert name.endswith(technique[row["norm"], row["neuron"]])
+            assert name.startswith((row["dataset"], technique[row["norm"], row["neuron"]]))
+
+
+@pytest.mark.parametrize("paper", [row for row in PAPER if row["runs"]], ids=lambda row: row["runs"])
+def test_a_row_of_the_paper_is_what_paper_csv_says(rows, paper):
+    wanted = flags_of(paper["command"], "paper.csv")
+    found = [row for row in rows if row.name == paper["runs"]]
+    assert {(row.script, row.budget) for row in found} >= {(f"table{paper['table']}", "full")}
+    for row in found:
+        assert row.budget == "full"
+        assert {k: v for k, v in row.flags.items() if k not in SAME_ROW} == {
+            k: v for k, v in wanted.items() if k not in SAME_ROW
+        }
+
+
+def test_no_folder_is_shared_by_rows_that_are_not_the_same(rows):
+    commands, budgets = {}, {}
+    for row in rows:
+        assert commands.setdefault(row.name, row.command) == row.command
+        if row.script != "digits":
+            assert budgets.setdefault(row.name, row.budget) == row.budget
+
+
+def test_the_kept_runs_are_what_the_scripts_would_train(rows):
+    commands = {row.name: row.command for row in rows}
+    kept = {path.parts[-3] for path in (ROOT / "results").glob("*/seed0/result.json")} & commands.keys()
+    assert len(kept) == 8
+    for name in kept:
+        environment = json.loads((ROOT / "results" / name / "seed0" / "environment.json").read_text())
+        assert commands[name] == "python " + FREE.sub("", environment["command"])
+
+
+def test_the_mini_rows_of_cifar_are_one_protocol(rows):
+    rows = [row.flags for row in rows if row.budget == "mini" and row.flags["dataset"].startswith("cifar")]
+    for flags in rows:
+        told = [flags[k] for k in ("encoding", "num_steps", "num_epochs", "limit_train", "limit_test", "augment")]
+        assert told == ["direct", 4, 10, 10_000, None, True]
+    assert len(rows) == 6 + 8 + 1
+
+
+# ---- Mistakes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--rows cifar10_bntt nonsense", "there is no row nonsense: choose from cifar10_bntt cifar10_bn"),
+        ("--rows", "--rows needs a value"),
+        ("--budget huge", "--budget is full or mini, got huge"),
+        ("--seeds one", "--seeds takes numbers"),
+        ("cifar10_bntt", "there is no flag cifar10_bntt"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_runs_nothing(place, flags, message):
+    outcome = place.run("table1", *flags.split())
+    assert (outcome.code, outcome.out, len(outcome.err)) == (2, [], 1)
+    assert outcome.err[0].startswith(f"table1.sh: error: {message}")
+    assert place.commands() == []
+
+
+def test_another_data_set_s_images_are_refused_before_the_first_row_is_trained(place):
+    image_tree(place.folder / "data")
+    outcome = place.run("table4", "--rows", "cifar10_bn", "cifar100_bn")
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert outcome.err[0].endswith("data holds 10 classes: it is no cifar100 (--rows chooses rows)")
+    assert place.commands() == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_names_the_rows_and_runs_nothing(place, script):
+    outcome = place.run(script, "--help")
+    assert (outcome.code, outcome.err) == (0, [])
+    assert "bntt" in next(line for line in outcome.out if "--rows ROW" in line)
+    assert place.commands() == []
+
+
+# ---- Data ------------------------------------------------------------------------------------------
+
+
+def test_jpeg_images_are_no_run_of_the_paper_s_row(place):
+    image_tree(place.folder / "data")
+    assert place.run("table5", tiny="").code == 0
+    flags = flags_of(" ".join(place.commands()[0]), "table5")
+    assert (flags["dataset"], flags["data_dir"]) == ("imagefolder", str(place.folder / "data"))
+    assert flags["run_dir"].endswith("/cifar10jpeg_vgg9/seed0")
+
+
+def test_lossless_images_are(place):
+    image_tree(place.folder / "data", suffix="png")
+    assert place.run("table5", tiny="").code == 0
+    flags = flags_of(" ".join(place.commands()[0]), "table5")
+    assert (flags["dataset"], flags["run_dir"].split("/")[-2]) == ("cifar10", "cifar10_vgg9")
+
+
+def test_the_data_set_s_own_folder_comes_before_the_folder_of_all(place):
+    image_tree(place.folder / "data" / "cifar100", classes=100, size=8)
+    assert place.run("table4", "--rows", "cifar10_bn", "cifar100_bn", tiny="").code == 0
+    ten, hundred = (flags_of(" ".join(argv), "table4") for argv in place.commands()[:2])
+    assert (ten["dataset"], ten["data_dir"]) == ("cifar10", str(place.folder / "data"))
+    assert (hundred["dataset"], hundred["data_dir"]) == ("imagefolder", str(place.folder / "data" / "cifar100"))
+
+
+@pytest.mark.parametrize("inside", ["", "a-folder"])
+def test_an_archive_is_unpacked_once(place, inside):
+    image_tree(place.folder / "images" / inside)
+    shutil.make_archive(place.folder / "data", "xztar", place.folder / "images")
+    for _ in range(2):
+        assert place.run("table5", data="data.tar.xz", tiny="").code == 0
+    trained = [flags_of(" ".join(argv), "table5") for argv in place.commands() if argv[0] == "train.py"]
+    assert [flags["data_dir"] for flags in trained] == [str(place.folder / "data")] * 2
+    assert len(list((place.folder / "data").glob("train/*/*.jpg"))) == 20
+
+
+@pytest.mark.parametrize(("name", "message"), [("data.tar", "is no archive that tar can unpack"), ("data", "must be")])
+def test_a_file_that_is_no_archive_is_refused_and_leaves_nothing(place, name, message):
+    (place.folder / name).write_text("none")
+    before = sorted(place.folder.iterdir())
+    outcome = place.run("table5", data=name)
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert message in outcome.err[0]
+    assert sorted(place.folder.iterdir()) == before
+
+
+# ---- For real, on tiny data ------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_script_that_is_stopped_goes_on_and_a_finished_one_does_nothing(place):
+    image_tree(place.folder / "data")
+    flags = "--budget", "mini", "--rows", "cifar10_bntt", "cifar10_none"
+    first, second = (place.results / f"cifar10jpeg_mini_vgg9{suffix}" / "seed0" for suffix in ("", "_none"))
+
+    stopped = place.run("table1", *flags, STOP="1")
+    assert stopped.code == 143
+    assert (first / "last.pth.tar").exists()
+    assert not (first / "result.json").exists()
+    assert not second.exists()
+
+    done = place.run("table1", *flags)
+    assert done.code == 0, done.err
+    (resumed,) = json.loads((first / "environment.json").read_text())["resumed"]
+    assert (resumed["epoch"], resumed["step"]) == (0, 2)
+    assert json.loads((first / "early_exit.json").read_text())["num_steps"] == 4
+    assert json.loads((second / "result.json").read_text())["norm"] == "none"
+    assert not (second / "early_exit.json").exists()
+    page = (place.results / "README.md").read_text()
+    for run in (first, second):
+        assert f"\n| {run.parent.name} | imagefolder, vgg9, " in page
+
+    before, commands = place.files(), len(place.commands())
+    assert place.run("table1", *flags).code == 0
+    assert place.run("table5", "--budget", "mini").code == 0  # its row of BNTT is this one
+    assert place.files() == before
+    assert [argv[0] for argv in place.commands()[commands:]] == ["scripts/make_tables.py"] * 2
+
+
+@pytest.mark.slow
+def test_table4_trains_its_rows(place):
+    image_tree(place.folder / "data")
+    outcome = place.run("table4", *["--budget", "mini", "--rows", "cifar10_plif_bn", "--seeds", "1"])
+    assert outcome.code == 0, outcome.err
+    result = json.loads((place.results / "cifar10jpeg_mini_vgg9_plif_bn" / "seed1" / "result.json").read_text())
+    assert (result["norm"], result["num_steps"], result["seed"]) == ("bn", 4, 1)
+    assert "| imagefolder, vgg9, bn, plif |" in (place.results / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_table2_trains_its_rows(place):
+    for split in ("Train", "Test"):
+        for k in range(10):
+            written(place.folder / "data" / split / str(k) / "0.bin", nmnist_bytes(noise(50, 34, seed=k)))
+    outcome = place.run("table2", "--budget", "mini", "--rows", "bn")
+    assert outcome.code == 0, outcome.err
+    result = json.loads((place.results / "nmnist_small_cnn7_bn" / "seed0" / "result.json").read_text())
+    assert (result["dataset"], result["norm"], result["num_steps"]) == ("nmnist", "bn", 20)
+
+
+@pytest.mark.slow
+def test_table3_trains_its_rows(place):
+    for part in ("train", "t10k"):
+        raw, rng = place.folder / "data" / "MNIST" / "raw", np.random.default_rng(0)
+        write_idx(raw / f"{part}-images-idx3-ubyte", rng.integers(0, 256, (10, 28, 28)))
+        write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(10))
+    outcome = place.run("table3", "--budget", "mini", "--rows", "bntt")
+    assert outcome.code == 0, outcome.err
+    run = place.results / "smnist_mini_fc3_bntt" / "seed0"
+    assert json.loads((run / "result.json").read_text())["num_steps"] == 784
+    assert json.loads((run / "early_exit.json").read_text())["count"] == 4
+
+
+@pytest.mark.slow
+def test_digits_trains_its_rows(place):
+    outcome = place.run("digits", "--rows", "none", "--seeds", "4")
+    assert outcome.code == 0, outcome.err
+    assert (place.results / "digits_vgg9_none" / "seed4" / "result.json").exists()
