@@ -51,10 +51,8 @@ from utill import UserError, entry_point
 
 ROOT = Path(__file__).resolve().parents[1]
 # whose code; -bf16: under autocast to bfloat16; -graph: the training step replayed as one CUDA graph
-CONTENDERS = (
-    "authors", "ours-plain", "ours-plain-bf16", "ours-fused", "ours-fused-bf16", "ours-fused-bf16-graph",
-    "spikingjelly", "spikingjelly-bf16", "snntorch",
-)  # fmt: skip
+OURS = ("ours-plain", "ours-plain-bf16", "ours-fused", "ours-fused-bf16", "ours-fused-bf16-graph")
+CONTENDERS = ("authors", *OURS, "spikingjelly", "spikingjelly-bf16", "snntorch")
 LEAK, NUM_CLS = 0.95, 10
 SGD = dict(lr=0.01, momentum=0.9, weight_decay=1e-4)
 SAME_NET = 1e-6  # largest difference of logits and gradients in float64, over the largest value
@@ -119,9 +117,14 @@ class SpikingJellyNet(nn.Module):
                 synapse = layer.Conv2d(inputs, features, 3, padding=1, bias=False, step_mode="m")
                 norm = layer.BatchNormThroughTime2d
             lif = neuron.LIFNode(
-                tau=1 / (1 - LEAK), decay_input=False, v_threshold=1.0, v_reset=None, detach_reset=True,
-                surrogate_function=surrogate.PiecewiseQuadratic(alpha=1.0), step_mode="m",
-            )  # fmt: skip
+                tau=1 / (1 - LEAK),
+                decay_input=False,
+                v_threshold=1.0,
+                v_reset=None,
+                detach_reset=True,
+                surrogate_function=surrogate.PiecewiseQuadratic(alpha=1.0),
+                step_mode="m",
+            )
             parts = synapse, norm(self.num_steps, features, **bn), lif, pools[type(part.pool)]()
             self.blocks.append(nn.ModuleList(parts))
         self.readout = layer.Linear(*reversed(ours.readout.weight.shape), bias=False, step_mode="m")
@@ -182,9 +185,12 @@ def fused_net(ours, spec):
 
 
 BUILDERS = {
-    "ours-plain": lambda ours, spec: ours, "ours-fused": fused_net, "authors": authors_net,
-    "spikingjelly": SpikingJellyNet, "snntorch": SnnTorchNet,
-}  # fmt: skip
+    "ours-plain": lambda ours, spec: ours,
+    "ours-fused": fused_net,
+    "authors": authors_net,
+    "spikingjelly": SpikingJellyNet,
+    "snntorch": SnnTorchNet,
+}
 
 
 def batch_norms(net):
@@ -362,10 +368,13 @@ class Worker:
         keys = ("arch", "num_steps", "batch_size", "img_size", "device", "threads", "authors")
         spec = {"contender": name, **{key: getattr(args, key) for key in keys}, **changes}
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", json.dumps(spec)], text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            [sys.executable, __file__, "--worker", json.dumps(spec)],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": str(args.threads)},
-        )  # fmt: skip
+        )
 
     def ask(self, do, **options):
         line = ""
@@ -486,8 +495,8 @@ def scale_along(axis, sizes, name, args, report):
                 for mode in [mode for mode in args.modes if mode in points[size]]:
                     points[size][mode].append(worker.ask("time", mode=mode, steps=args.steps_per_turn))
             progress(f"{name} against {axis}, round {turn + 1} of {args.scaling_repeats}")
-    points = {size: {k: statistics.median(v) if isinstance(v, list) else v for k, v in p.items()}
-              for size, p in points.items()}  # fmt: skip
+    for point in points.values():
+        point |= {mode: statistics.median(point[mode]) for mode in args.modes if mode in point}
     return {"points": points, "off_a_straight_line": {mode: off_a_line(points, mode) for mode in args.modes}}
 
 
@@ -609,12 +618,17 @@ def machine(args):
     authors = args.authors and hashlib.sha256((Path(args.authors) / "model.py").read_bytes()).hexdigest()
     cuda = args.device != "cpu"
     return {
-        "cpu": cpu, "cpu_capability": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name(args.device) if cuda else None, "cuda": torch.version.cuda if cuda else None,
+        "cpu": cpu,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(args.device) if cuda else None,
+        "cuda": torch.version.cuda if cuda else None,
         "load_average_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "versions": versions, "git": git.stdout.strip() or None, "authors_model_sha256": authors,
+        "versions": versions,
+        "git": git.stdout.strip() or None,
+        "authors_model_sha256": authors,
         "spikingjelly_cuda_implementation": os.environ.get("SJ_LIF_CUDA_IMPLEMENTATION", "auto"),
-    }  # fmt: skip
+    }
 
 
 # ---- Command line ----------------------------------------------------------------------------------------

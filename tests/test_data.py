@@ -34,9 +34,19 @@ REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-jpeg.t
 
 def settings(dataset="synthetic", **changes):
     values = dict(
-        dataset=dataset, data_dir="./data", batch_size=64, num_workers=0, seed=0, img_size=None, val_fraction=0.0,
-        limit_train=None, limit_test=None, norm_stats="own", encoding="poisson", augment=None,
-    )  # fmt: skip
+        dataset=dataset,
+        data_dir="./data",
+        batch_size=64,
+        num_workers=0,
+        seed=0,
+        img_size=None,
+        val_fraction=0.0,
+        limit_train=None,
+        limit_test=None,
+        norm_stats="own",
+        encoding="poisson",
+        augment=None,
+    )
     return Namespace(**(values | changes))
 
 
@@ -176,9 +186,8 @@ def test_digits_are_shifted_and_never_mirrored():
 
 
 def test_augmentation_follows_the_data_set_unless_told():
-    for dataset, augment, expected in [
-        ("synthetic", None, True), ("synthetic", False, False), ("digits", None, False), ("digits", True, True),
-    ]:  # fmt: skip
+    told = {("synthetic", None): True, ("synthetic", False): False, ("digits", None): False, ("digits", True): True}
+    for (dataset, augment), expected in told.items():
         train = build_loaders(settings(dataset, augment=augment)).train
         (epoch, indices), (images, _) = next(zip(train.keys, train, strict=True))
         plain = data.normalize(train.maker.split.images[indices], train.maker.mean, train.maker.std)
@@ -460,9 +469,16 @@ def test_a_float_image_of_0_to_1_is_scaled(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "array", [np.float32([[0, 300]]), np.float32([[0, np.nan]]), np.int32([[-1, 9]]), np.int32([[0, 70000]]),
-              np.int32([[0, 200]])], ids=["large float", "nan", "negative", "large", "8 bits in 32"]
-)  # fmt: skip
+    "array",
+    [
+        np.float32([[0, 300]]),
+        np.float32([[0, np.nan]]),
+        np.int32([[-1, 9]]),
+        np.int32([[0, 70000]]),
+        np.int32([[0, 200]]),
+    ],
+    ids=["large float", "nan", "negative", "large", "8 bits in 32"],
+)
 def test_an_image_of_unclear_range_is_refused_by_name(tmp_path, array):
     with pytest.raises(UserError, match=r"cannot read image .*a.tif: its "):
         as_read(tmp_path / "a.tif", array)
@@ -476,9 +492,15 @@ def test_an_image_is_turned_as_its_exif_says(tmp_path):
 
 
 TURNED = [
-    [[1, 2, 3], [4, 5, 6]], [[3, 2, 1], [6, 5, 4]], [[6, 5, 4], [3, 2, 1]], [[4, 5, 6], [1, 2, 3]],
-    [[1, 4], [2, 5], [3, 6]], [[4, 1], [5, 2], [6, 3]], [[6, 3], [5, 2], [4, 1]], [[3, 6], [2, 5], [1, 4]],
-]  # fmt: skip
+    [[1, 2, 3], [4, 5, 6]],
+    [[3, 2, 1], [6, 5, 4]],
+    [[6, 5, 4], [3, 2, 1]],
+    [[4, 5, 6], [1, 2, 3]],
+    [[1, 4], [2, 5], [3, 6]],
+    [[4, 1], [5, 2], [6, 3]],
+    [[6, 3], [5, 2], [4, 1]],
+    [[3, 6], [2, 5], [1, 4]],
+]
 
 
 @pytest.mark.parametrize(("dtype", "one"), [(np.uint8, 1), (np.uint16, 257), (np.float32, 1 / 255)])
@@ -660,8 +682,8 @@ def test_val_serves_for_test(tree):
 
 
 def test_training_and_testing_say_what_was_read(tree):
-    run = call(train.main, TINY, "--dataset imagefolder --batch_size 4 --num_epochs 1 --data_dir", tree,
-               "--run_dir", tree.parent / "run")  # fmt: skip
+    flags = "--dataset imagefolder --batch_size 4 --num_epochs 1 --data_dir"
+    run = call(train.main, TINY, flags, tree, "--run_dir", tree.parent / "run")
     tested = call(test.main, tree.parent / "run" / "last.pth.tar", "--device cpu")
     assert f"data: {tree}: train/ 12 images, test/ 6 images" in run.out
     left = call(early_exit.main, tree.parent / "run" / "last.pth.tar", "--device cpu")
@@ -861,8 +883,8 @@ def test_no_cifar_pickle_is_loaded_that_is_not_the_published_one(cifar, part):
 
 def test_cifar_is_trained_and_tested_on_by_the_scripts(cifar):
     name, root = cifar
-    run = call(train.main, TINY, f"--dataset {name} --limit_train 32 --limit_test 20 --num_epochs 1",
-               "--data_dir", root, "--run_dir", root / "run")  # fmt: skip
+    flags = f"--dataset {name} --limit_train 32 --limit_test 20 --num_epochs 1 --data_dir"
+    run = call(train.main, TINY, flags, root, "--run_dir", root / "run")
     tested = call(test.main, root / "run" / "last.pth.tar", "--limit_test 20 --device cpu")
     assert run.result["count"] == tested.result["count"] == 20
 

@@ -242,10 +242,11 @@ def compile_all(device):
         compiled.add(key)
         place = kernel.arg_names.index
         source = ASTSource(
-            kernel, signature,
+            kernel,
+            signature,
             {(place(name),): v for name, v in constants.items()},
             {(place(name),): [["tt.divisibility", 16]] for name in by_16},
-        )  # fmt: skip
+        )
         binary = triton.compile(source, target=GPUTarget("cuda", 90, 32))
         assert binary.asm["cubin"]
         assert binary.metadata.shared <= 227 * 1024  # what one program may have

@@ -57,15 +57,21 @@ def write(name):
 @pytest.mark.parametrize(
     ("main", "argv", "fault"),
     [
-        (refuse, [], None), (lambda argv: 0, [], None), (lambda argv: 1, [], "exit code 1"),
-        (lambda argv: [][0], [], "IndexError"), (lambda argv: sys.exit(3), [], "exit code 3"),
+        (refuse, [], None),
+        (lambda argv: 0, [], None),
+        (lambda argv: 1, [], "exit code 1"),
+        (lambda argv: [][0], [], "IndexError"),
+        (lambda argv: sys.exit(3), [], "exit code 3"),
         (lambda argv: print("why", file=sys.stderr) or refuse(argv), [], "not one line of error"),
-        (lambda argv: time.sleep(9), [], "no end after 1 s"), (write("run/log"), [], None),
-        (write("run/log"), ["refuse"], "a refusal changed files"), (write("run/.log.x"), [], "half-written"),
-        (write("run/tmp-x"), [], "half-written"), (write("../x"), [], "a file outside"),
+        (lambda argv: time.sleep(9), [], "no end after 1 s"),
+        (write("run/log"), [], None),
+        (write("run/log"), ["refuse"], "a refusal changed files"),
+        (write("run/.log.x"), [], "half-written"),
+        (write("run/tmp-x"), [], "half-written"),
+        (write("../x"), [], "a file outside"),
         (write("mine"), ["refuse"], "a refusal changed files"),
     ],
-)  # fmt: skip
+)
 def test_what_goes_wrong_is_noticed(monkeypatch, tmp_path, main, argv, fault):
     monkeypatch.setattr(fuzz, "LIMIT", 1)
     script(monkeypatch, main)

@@ -233,8 +233,8 @@ def old_net(T=3, norm="bntt", num_cls=10, encoding="poisson", size=8, neuron="li
     """A net as by training: no two of its tensors are alike."""
     torch.manual_seed(9)
     factory = nets.NORMS[norm](argparse.Namespace(threshold=1.0))
-    net = SpikingVGG(arch, T, 0.9, size, num_cls, norm=factory, in_channels=channels, encoding=encoding,
-        neuron=nets.NEURONS[neuron])  # fmt: skip
+    parts = dict(norm=factory, encoding=encoding, neuron=nets.NEURONS[neuron])
+    net = SpikingVGG(arch, T, 0.9, size, num_cls, in_channels=channels, **parts)
     return {k: torch.rand_like(x) if x.is_floating_point() else x for k, x in net.state_dict().items()}
 
 

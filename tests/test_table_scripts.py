@@ -69,10 +69,9 @@ class Place:
     def run(self, script, *flags, data="data", tiny=TINY, **more):
         """Run scripts/<script>.sh on these flags."""
         changes = dict(VENV=self.folder / "venv", DATA=self.folder / data, RESULTS=self.results, TINY=tiny, **more)
-        done = subprocess.run(
-            ["bash", ROOT / "scripts" / f"{script}.sh", *flags], capture_output=True, text=True, check=False,
-            cwd=self.folder, env=os.environ | {"OMP_NUM_THREADS": "1"} | {k: str(v) for k, v in changes.items()},
-        )  # fmt: skip
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | {k: str(v) for k, v in changes.items()}
+        command = ["bash", ROOT / "scripts" / f"{script}.sh", *flags]
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
         return Outcome(done.returncode, done.stdout.splitlines(), done.stderr.splitlines())
 
     def commands(self):

@@ -8,10 +8,8 @@ import pytest
 import yaml
 from conftest import ROOT, call
 
-RESULT = {
-    "dataset": "cifar10", "arch": "vgg9", "norm": "bntt", "num_steps": 25, "seed": 0, "test_acc": 90.0, "count": 100,
-    "epoch": 8, "train_images": 1024,
-}  # fmt: skip
+RESULT = {"dataset": "cifar10", "arch": "vgg9", "norm": "bntt", "num_steps": 25, "seed": 0}
+RESULT |= {"test_acc": 90.0, "count": 100, "epoch": 8, "train_images": 1024}
 EXIT = {"gamma_threshold": 0.1, "exit_step": 20, "num_steps": 25, "acc_exit": 89.0, "count": 100}
 COMMAND = "train.py --dataset cifar10 --arch vgg9 --num_steps 25"
 PAPER_ROWS = list(csv.DictReader((ROOT / "results" / "paper.csv").read_text(encoding="utf-8").splitlines()))

@@ -235,8 +235,8 @@ def test_hidden_files_beside_the_images_are_no_samples(tree):
 def refused(root, message):
     """train.py refuses the folder in one sentence with exit code 2, and leaves it as it was."""
     before = sorted(root.rglob("*")) if root.exists() else None
-    outcome = call(train.main, TINY, "--dataset tiny_imagenet --batch_size 4 --num_epochs 1 --data_dir", root,
-                   "--run_dir", root.parent / "run")  # fmt: skip
+    flags = "--dataset tiny_imagenet --batch_size 4 --num_epochs 1 --data_dir"
+    outcome = call(train.main, TINY, flags, root, "--run_dir", root.parent / "run")
     assert outcome.code == 2
     assert len(outcome.err) == 1
     assert message in outcome.err[0]

@@ -40,13 +40,9 @@ def small_net(norm="bntt", steps=3, dtype=torch.float32):
 
 
 def digit_loader(batch_size=16, limit_test=50):
-    return data.build_loaders(
-        Namespace(
-            dataset="digits", data_dir="", batch_size=batch_size, num_workers=0, seed=0, img_size=None,
-            limit_test=limit_test, norm_stats="own", encoding="poisson",
-        ),
-        train=False,
-    ).test  # fmt: skip
+    sizes = dict(batch_size=batch_size, limit_test=limit_test, num_workers=0, img_size=None)
+    digits = Namespace(dataset="digits", data_dir="", seed=0, norm_stats="own", encoding="poisson", **sizes)
+    return data.build_loaders(digits, train=False).test
 
 
 def one_batch(count=4, dtype=torch.float32):
@@ -342,10 +338,9 @@ def test_a_folder_that_is_not_there_is_a_user_error(tmp_path):
 
 def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
     net = small_net()
-    saved = {
-        "global_step": 7, "state_dict": net.state_dict(), "accuracy": None, "config": {"lr": 0.3, "amp": "off"},
-        "data": {"classes": ["a", "b"], "in_channels": 1, "img_size": 8, "mean": [0.5], "std": [0.25]},
-    }  # fmt: skip
+    facts = {"classes": ["a", "b"], "in_channels": 1, "img_size": 8, "mean": [0.5], "std": [0.25]}
+    saved = {"global_step": 7, "state_dict": net.state_dict(), "accuracy": None}
+    saved |= {"config": {"lr": 0.3, "amp": "off"}, "data": facts}
     runs.save_checkpoint(tmp_path / "x.pth.tar", saved)
     loaded = runs.load_checkpoint(tmp_path / "x.pth.tar")
     tensors = loaded.pop("state_dict")
@@ -398,13 +393,21 @@ def saved(value):
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"not a checkpoint", b"\x80\x02", saved({"state_dict": {"w": torch.ones(9)}})[:-200], saved([1, 2]),
-        saved({}), saved({"state_dict": {}}), saved({"state_dict": [1]}), saved({"state_dict": {"w": 1}}),
-        saved({"state_dict": {1: torch.ones(1)}}), saved({"state_dict": {"w": torch.ones(1)}, "config": {}}),
+        b"",
+        b"not a checkpoint",
+        b"\x80\x02",
+        saved({"state_dict": {"w": torch.ones(9)}})[:-200],
+        saved([1, 2]),
+        saved({}),
+        saved({"state_dict": {}}),
+        saved({"state_dict": [1]}),
+        saved({"state_dict": {"w": 1}}),
+        saved({"state_dict": {1: torch.ones(1)}}),
+        saved({"state_dict": {"w": torch.ones(1)}, "config": {}}),
         saved({"state_dict": {"w": torch.ones(1)}, "config": [], "data": {}}),
         saved({"state_dict": {"w": torch.ones(1)}, "config": {}, "data": {"classes": ["a"]}}),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_is_no_whole_checkpoint_is_a_user_error(tmp_path, content):
     path = tmp_path / "x.pth.tar"
     path.write_bytes(content)
@@ -541,7 +544,7 @@ BAD_CHECKPOINTS = [
     (dict(data__mean=[0.5] * 2, data__std=[0.5] * 2), "its data is missing or wrong"),
     (dict(data__in_channels=True), "its data is missing or wrong"),
     (dict(data__img_size=0), "its data is missing or wrong"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD_CHECKPOINTS)
@@ -617,10 +620,12 @@ def test_numbers_that_are_not_in_the_older_format_are_not_waited_for(tmp_path):
 @pytest.mark.parametrize(
     ("error", "refused"),
     [
-        (MemoryError(), True), (torch.OutOfMemoryError("CUDA out of memory"), True), (RuntimeError("bug"), False),
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("bug"), False),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
     ],
-)  # fmt: skip
+)
 def test_a_lack_of_memory_is_one_line_and_exit_code_2(capsys, error, refused):
     @utill.entry_point
     def main(argv=None):

@@ -243,8 +243,8 @@ def kill_and_resume(folder, kills, in_write, kinds, seed, more):
             print(f"kill {done}: {where}; {saved}", flush=True)
         fault = difference(unbroken[flags], what_a_run_left(broken), "run")
         same = same and not fault
-        print(f"run {number}: killed {killed} times; the end differs in {fault}" if fault else
-              f"run {number}: killed {killed} times; end bit-identical", flush=True)  # fmt: skip
+        end = f"the end differs in {fault}" if fault else "end bit-identical"
+        print(f"run {number}: killed {killed} times; {end}", flush=True)
     summary = f"{done} of {kills} kills survived, {written} inside a checkpoint write"
     print(f"{summary}; end bit-identical: {'yes' if same else 'no'}")
     return 0 if same else 1
