@@ -10,6 +10,7 @@ import pytest
 TINY = ["--batch_size", "2", "--num_steps", "2", "--img_size", "8", "--threads", "1", "--repeats", "1", "--warmup", "1"]
 
 
+@pytest.mark.slow
 def test_ours_plain_and_fused(tmp_path, capsys):
     names = ["ours-plain", "ours-fused"]
     assert benchmark.main([*TINY, "--contenders", *names, "--no_memory", "--out", str(tmp_path)]) == 0

@@ -50,6 +50,7 @@ def through_the_entry_points(run_dir, *flags):
     return trained, tested, left
 
 
+@pytest.mark.slow
 def test_smnist_trains_tests_and_exits_early(mnist, tmp_path):
     shape = "--dataset smnist --arch fc3 --num_steps 784 --data_dir"
     assert through_the_entry_points(tmp_path / "run", shape, mnist)[2]["num_steps"] == 784

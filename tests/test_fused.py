@@ -177,6 +177,7 @@ def test_an_output_layer_cut_into_pieces_equals_the_plain_loop(monkeypatch):
     compare(make_net(T=4), torch.randn(3, 3, 8, 8, dtype=torch.float64))
 
 
+@pytest.mark.slow
 def test_a_thousand_steps():
     net = make_net("tiny_fc", T=1000, img_size=1)
     compare(net, torch.randn(3, 3, 1, 1, dtype=torch.float64) * 2, alive=True)

@@ -23,6 +23,7 @@ from conftest import ROOT
 EPSILON = {torch.float64: 2**-52, torch.float32: 2**-23, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 OLD_INTERPRETER = "InterpreterError: TypeError('only 0-dimensional arrays can be converted to Python scalars')"
 ORDERS = (False, True)  # fire_first
+pytestmark = pytest.mark.slow
 
 
 # ---- The checks, run by the script below -------------------------------------------------------------

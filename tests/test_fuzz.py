@@ -28,6 +28,7 @@ def _bounds():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "count"), fuzz.shares(250, fuzz.KINDS).items())
 def test_every_input_ends_in_a_result_or_in_one_sentence(assets, kind, count):
     report = fuzz.fuzz(kind, count, 7, assets)

@@ -124,7 +124,8 @@ def test_evaluation_weighs_batches_by_their_images():
 
 @pytest.mark.parametrize("engine", ["plain", "fused"])
 def test_tet_trains_through_train_py(engine, tmp_path):
-    flags = f"--dataset digits --limit_train 128 --limit_test 50 --num_epochs 4 --lr 0.05 --engine {engine} --loss"
+    sizes = "--dataset digits --arch fc3 --limit_train 64 --limit_test 50 --num_epochs 3"
+    flags = f"{sizes} --lr 0.05 --engine {engine} --loss"
     logs = {}
     for name in ("ce", "tet"):
         outcome = call(train.main, TINY, flags, name, "--run_dir", tmp_path / name)

@@ -519,6 +519,7 @@ def test_vgg9_matches_the_equations(order, encoding, threshold, training):
     check_against_equations("vgg9", STEPS[order], order, encoding, threshold, training)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize(
     ("order", "encoding", "threshold"),

@@ -122,7 +122,9 @@ def half(tmp_path):
 # ---- The same end --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [*(v for v in VARIANTS if v != "workers"), pytest.param("workers", marks=pytest.mark.slow)]
+)
 def test_a_run_stopped_within_an_epoch_and_resumed_ends_as_if_it_had_not_been(unbroken, tmp_path, variant):
     flags = FLAGS, VARIANTS[variant]
     with at(train, "train_step", 6, send(signal.SIGTERM)):
@@ -193,6 +195,7 @@ def test_the_same_seed_gives_the_same_log_twice(unbroken, tmp_path):
     assert_same(tmp_path / "again", unbroken())
 
 
+@pytest.mark.slow
 def test_killed_many_times_for_real(tmp_path):
     flags = "--arch fc3 --num_steps 2 --limit_train 64 --num_epochs 2"
     outcome = spawn("tests/stress/kill_test.py", "--kills 3 --in_write 1 --kinds 1", flags, cwd=tmp_path)
@@ -273,6 +276,7 @@ def test_a_run_in_another_thread_than_the_main_one(unbroken, tmp_path):
     assert_same(tmp_path, unbroken())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_the_whole_process_group_is_for_the_main_process(tmp_path, number, code):
     flags = words([FC3, "--num_epochs 1000 --num_workers 2 --run_dir", tmp_path])
@@ -298,6 +302,7 @@ def test_a_signal_to_the_whole_process_group_is_for_the_main_process(tmp_path, n
     assert err[0].startswith(f"stopped by {number.name} after ")
 
 
+@pytest.mark.slow
 def test_an_error_ends_the_loading_processes_too(tmp_path):
     script = "import train; train.end_epoch = None; train.main()"
     flags = words([FC3, "--num_workers 2 --run_dir", tmp_path / "run"])

@@ -416,6 +416,7 @@ def test_an_authors_checkpoint_of_the_first_upload_is_refused_with_its_reason(au
 # ---- As subprocesses -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_three_commands_one_after_the_other_from_another_folder(tmp_path):
     trained = spawn("train.py", SYNTHETIC, "--num_epochs", 1, cwd=tmp_path)
     run_dir = Path(trained.result["run_dir"])
@@ -427,6 +428,7 @@ def test_the_three_commands_one_after_the_other_from_another_folder(tmp_path):
     assert trained.err == tested.err == read.err == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["train.py", "test.py", "early_exit.py"])
 def test_a_mistake_is_one_line_of_stderr_and_nothing_else(script, tmp_path):
     (tmp_path / "notes.txt").write_bytes(pickle.dumps({"a": os.getcwd}, protocol=4))

@@ -447,6 +447,7 @@ def test_a_run_folder_with_other_files_is_taken(tmp_path):
         assert made == (tmp_path, None)
 
 
+@pytest.mark.slow
 def test_a_run_folder_is_one_process_only(tmp_path):
     take = f"import runs\nwith runs.run_folder({str(tmp_path)!r}, resume=True): print('taken')"
     command = [sys.executable, "-c", take]
