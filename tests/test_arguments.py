@@ -67,7 +67,7 @@ def test_the_authors_other_flags_are_there():
 # ---- Configs -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_every_config_parses_to_what_it_holds(path):
     args = vars(train.parse_args(["--config", str(path)]))
     values = yaml.safe_load(path.read_text())

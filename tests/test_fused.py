@@ -139,7 +139,12 @@ def test_equals_the_plain_loop(
 @pytest.mark.parametrize("spike_order", ["integrate_first", "fire_first"])
 @pytest.mark.parametrize(
     ("arch", "img_size", "norm"),
-    [("vgg9", 8, "bntt"), ("vgg9", 8, "bn"), ("vgg9", 8, "none"), ("vgg11", 16, "bntt")],
+    [
+        ("vgg9", 8, "bntt"),
+        ("vgg9", 8, "bn"),
+        ("vgg9", 8, "none"),
+        pytest.param("vgg11", 16, "bntt", marks=pytest.mark.slow),
+    ],
 )
 def test_whole_vgg_equals_the_plain_loop(arch, img_size, norm, spike_order, training):
     net = make_net(arch, 12, img_size, norm=norm, spike_order=spike_order, threshold=0.8)

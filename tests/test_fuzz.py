@@ -92,12 +92,12 @@ def test_a_failing_input_is_found_again_by_its_index(monkeypatch, assets):
 
 def test_a_table_and_the_exit_code_say_how_it_went(monkeypatch, capsys, tmp_path, assets):
     monkeypatch.setattr(fuzz, "make_assets", lambda: assets)
-    command = ["--count", "20", "--kinds", "config", "--keep", str(tmp_path)]
+    command = ["--count", "6", "--kinds", "config", "--keep", str(tmp_path)]
     assert fuzz.main(command) == 0
-    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["all", "20"]
+    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["all", "6"]
     script(monkeypatch, lambda argv: [][0])
     assert fuzz.main(command) == 1
     out, err = capsys.readouterr()
-    assert out.splitlines()[-1].split() == ["all", "20", "0", "0", "20"]
-    assert "repeat: --count 20 --seed 0 --kinds config --only 0" in err
+    assert out.splitlines()[-1].split() == ["all", "6", "0", "0", "6"]
+    assert "repeat: --count 6 --seed 0 --kinds config --only 0" in err
     assert (tmp_path / "config-0" / "my.yaml").exists()

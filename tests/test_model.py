@@ -512,7 +512,7 @@ STEPS = {"integrate_first": 4, "fire_first": 13}
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("threshold", [1.0, 0.7])
+@pytest.mark.parametrize("threshold", [0.7, pytest.param(1.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("encoding", ["poisson", "poisson_binary", "direct"])
 @pytest.mark.parametrize("order", ORDERS)
 def test_vgg9_matches_the_equations(order, encoding, threshold, training):

@@ -145,6 +145,7 @@ def test_an_archive_in_data_dir_is_used_with_no_network(archive, monkeypatch):
     assert build_loaders(tiny(archive.parent)).test.num_images == 4 * VAL
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.exists(), reason=f"needs {REAL}")
 def test_a_slice_of_the_real_images_reads_the_same_way(tmp_path):
     with tarfile.open(REAL) as file:
