@@ -326,10 +326,11 @@ def test_the_engines_are_those_of_the_record():
     ]
 
 
-def test_the_citation_of_this_repository_is_that_of_citation_cff():
+def test_the_citations_are_those_of_citation_cff():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     (bibtex,) = fences(README, "bibtex")
     paper, ours = (" ".join(entry.split()) for entry in bibtex.split("@software"))
     assert f"title = {{{citation['title']}}}" in ours
     assert f"author = {{{{{citation['authors'][0]['name']}}}}}" in ours
-    assert f"title = {{{citation['preferred-citation']['title']}}}" in paper
+    for key in ("title", "year", "volume", "doi"):
+        assert f"{key} = {{{citation['preferred-citation'][key]}}}" in paper
