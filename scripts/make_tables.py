@@ -156,7 +156,7 @@ def paper_table(paper, found, folder):
 
 def kept_runs(found, results):
     """Every folder of runs: a row in numbers, then what it shows (its file shows.txt) and its command."""
-    heads = "runs; data, net; T; images trained on / tested; epochs; here, %; each seed; spikes an image".split("; ")
+    heads = ["runs", "data, net", "T", "images trained on / tested", "epochs", "here, %", "seeds", "spikes an image"]
     rows, commands = [], ""
     for name, runs in found.items():
         first, spikes, path = runs[0], [run["spikes"] for run in runs], results / name / "shows.txt"
