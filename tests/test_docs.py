@@ -110,6 +110,14 @@ def test_functions_that_are_named_exist(page):
             assert found[2] in names(ROOT / found[1]), span
 
 
+def test_what_is_named_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("See `model.py:LIF.step`, `docs/`,\n`data/mnist`, `config.yaml` and `configs/*_paper.yaml`.\n")
+    assert [*filter(is_path, spans(page))] == ["docs/", "configs/*_paper.yaml"]
+    assert {"LIF", "LIF.step", "BN_EPS", "LIF.ORDERS", "SpikingVGG.readout"} <= names(ROOT / "model.py")
+    assert not {"step", "LIF.no", "nn"} & names(ROOT / "model.py")
+
+
 def test_every_equation_has_its_place():
     text = (ROOT / "docs" / "faithful.md").read_text(encoding="utf-8")
     numbers = []
@@ -199,6 +207,28 @@ def check(command, trained, put, monkeypatch):
         assert (ROOT / argv[argv.index("-r") + 1]).is_file(), command
     else:
         assert program in ("", "git"), command
+
+
+PAGE_OF_COMMANDS = """
+```bash
+bash a.sh
+python b.py \\
+    --c d   # e
+```
+
+    python f.py
+
+By `pytest
+g.py`, `--h` or `I=j bash k.sh`.
+"""
+
+
+def test_the_commands_of_a_page_are_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(PAGE_OF_COMMANDS)
+    found = [shlex.split(command, comments=True) for command in commands(page)]
+    expected = ["bash a.sh", "python b.py --c d", "python f.py", "pytest g.py", "I=j bash k.sh"]
+    assert found == [command.split() for command in expected]
 
 
 @every_page
