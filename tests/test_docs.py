@@ -201,7 +201,7 @@ def check(command, trained, put, monkeypatch):
     elif program == "bash":
         assert subprocess.run(["bash", "-n", ROOT / argv[0]], check=False).returncode == 0, command
     elif program == "pytest":
-        assert all((ROOT / word).is_file() for word in argv if not word.startswith("-")), command
+        assert all((ROOT / word).is_file() for word in argv if word and not word.startswith("-")), command
     elif program == "pip":
         assert argv[0] == "install", command
         assert (ROOT / argv[argv.index("-r") + 1]).is_file(), command
