@@ -2,7 +2,7 @@
 
 Kim & Panda, "Revisiting Batch Normalization for Training Low-Latency Deep Spiking Neural Networks From Scratch",
 Front. Neurosci. 15:773954 (2021); equation numbers are the paper's. Where the authors' code differs, it is followed
-(README). T time-steps, B images, C channels, K classes. Time lives inside a layer:
+(docs/faithful.md). T time-steps, B images, C channels, K classes. Time lives inside a layer:
 
     encoder(images, steps, t0)    images -> [T, B, C, H, W], from time-step t0 on
     synapse, pool                 know no time: applied at each step

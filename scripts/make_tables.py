@@ -30,9 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results: written by scripts/make_tables.py -->\n", "<!-- end -->"
 SOURCES = ("paper", "quoted", "memory", "unknown")
 LEGEND = """
-Source of the paper's values: *paper*: its text or figures; *quoted*: by another publication, its own table was not at
-hand; *memory*: of the literature, not verified, do not quote it; *unknown*: not found. Here: mean ± deviation over n
-seeds; "-": not run; `--precise_bn N`: tested with the statistics of N training batches. All runs: `results/README.md`.
+Marks: (paper) text or figures; (quoted) by another publication; (memory) unverified, do not quote; (unknown) not found.
+Here: mean ± deviation over n seeds; "-": not run; `--precise_bn N`: tested with the statistics of N training batches.
 """
 PAGE = "# The paper's tables, and our runs of their rows\n\n{}\n# Every run that was kept\n\n{}"
 # What makes a run a run of the paper's row; and what changes no number, and may differ between seeds.
@@ -90,8 +89,7 @@ def read_run(folder):
     run["exit"] = read(exits, keys=EXIT) if exits.exists() else {}
     agree(folder, ("num_steps", "count"), "result.json", run, "early_exit.json", run["exit"])
     log = read(log, lambda text: [json.loads(line) for line in text.splitlines()]) if log.exists() else []
-    run["spikes"] = {record.get("epoch"): record.get("spikes_per_image") for record in log}.get(run["epoch"])
-    return run
+    return run | {"spikes": {line.get("epoch"): line.get("spikes_per_image") for line in log}.get(run["epoch"])}
 
 
 def read_runs(results):
@@ -121,13 +119,11 @@ def read_paper(path, found, results):
 
 def mean_and_deviation(values, form=".2f"):
     """'90.12', or '90.12 ± 0.34' for two and more."""
-    mean = f"{statistics.mean(values):{form}}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):{form}}"
+    return f"{statistics.mean(values):{form}}" + (f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else "")
 
 
 def table(heads, rows):
-    """Rows of cells as Markdown; `heads` is one text, "; " between its cells."""
-    heads = heads.split("; ")
+    """Rows of cells as Markdown, below a row of heads."""
     return "".join(f"| {' | '.join(row)} |\n" for row in (heads, ["---"] * len(heads), *rows))
 
 
@@ -155,19 +151,18 @@ def paper_table(paper, found, folder):
         cell += f"<br>exit at {row['exit_T']}: {row['exit_accuracy']} ({row['exit_source']})" if row["exit_T"] else ""
         command = f"`{runs[0]['command'] if runs else row['command']}`" if row["command"] else "-"
         rows.append([title, row["T"] or "-", cell, ours(runs, folder + row["runs"]) if runs else "-", command])
-    return table("paper's row; T; paper, %; here, %; command", rows) + LEGEND
+    return table(["paper's row", "T", "paper, %", "here, %", "command"], rows) + LEGEND
 
 
 def kept_runs(found, results):
     """Every folder of runs: a row in numbers, then what it shows (its file shows.txt) and its command."""
-    heads = "runs; data, net; T; images trained on / tested; epochs; here, %; each seed; spikes an image"
+    heads = ["runs", "data, net", "T", "images trained on / tested", "epochs", "here, %", "seeds", "spikes an image"]
     rows, commands = [], ""
     for name, runs in found.items():
         first, spikes, path = runs[0], [run["spikes"] for run in runs], results / name / "shows.txt"
         each = ", ".join(f"{run['seed']}: {run['test_acc']:.2f}" for run in runs)
-        neuron = first["config"].get("neuron", "lif")
-        net = "{dataset}, {arch}, {norm}".format(**first) + (f", {neuron}" if neuron != "lif" else "")
-        told = [net, str(first["num_steps"]), "{train_images:,} / {count:,}".format(**first)]
+        net = [*(first[key] for key in ("dataset", "arch", "norm")), *{first["config"].get("neuron", "lif")} - {"lif"}]
+        told = [", ".join(net), str(first["num_steps"]), f"{first['train_images']:,} / {first['count']:,}"]
         spikes = "-" if None in spikes else mean_and_deviation(spikes, ",.0f")
         rows.append([name, *told, str(first["config"]["num_epochs"]), ours(runs, name), each, spikes])
         shows = read(path, str.strip) if path.exists() else ""
@@ -182,16 +177,15 @@ def main(argv=None):
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the runs")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is stale")
     args = parser.parse_args(argv)
-    ours, own = args.results.resolve() == ROOT / "results", args.results / "paper.csv"
-    found = read_runs(args.results)
+    found, own = read_runs(args.results), args.results / "paper.csv"
     paper = read_paper(own if own.exists() else ROOT / "results" / "paper.csv", found, args.results)
     new = {args.results / "README.md": PAGE.format(paper_table(paper, found, ""), kept_runs(found, args.results))}
-    if readme := args.readme or (ROOT / "README.md" if ours else None):
-        text = read(readme, str)
-        parts = re.fullmatch(f"(.*{START}).*?({END}.*)", text, re.DOTALL)
+    if readme := args.readme or (ROOT / "README.md" if args.results.resolve() == ROOT / "results" else None):
+        parts = re.fullmatch(f"(.*{START}).*?({END}.*)", text := read(readme, str), re.DOTALL)
         if not parts or text.count(START) > 1:
             raise UserError(f"{readme} must have {START.strip()} and, below it, {END} once")
-        new[readme] = parts[1] + paper_table([row for row in paper if row["command"]], found, "results/") + parts[2]
+        bntt = [row for row in paper if row["command"] and flags_of(row["command"], row["row"])["norm"] == "bntt"]
+        new[readme] = parts[1] + paper_table(bntt, found, "results/") + parts[2]
     stale = [path for path in new if not path.exists() or read(path, str) != new[path]]
     for path in stale:
         print(f"{path} is {'not up to date: run python scripts/make_tables.py' if args.check else 'written'}")
