@@ -75,25 +75,20 @@ class FusedNet:
 
     def stream(self, images, steps=None, block=None):
         """As `SpikingNet.stream`; by default a block is as many time-steps as fit into memory at once."""
-        if not guard.cannot_now(images) and not self._why_plain():
+        reason = guard.cannot_now(images)
+        if not reason and not self._fused["trusted"]:
+            reason = why_not(self, self._fused["save_memory"])
+        if not reason:
             steps = self.check_input(images, steps)
             run = Run(self, images, steps, self._fused["save_memory"] or block)
             if run.knows_dtype():
                 yield from self._run(run, images)
                 return
-        yield from super().stream(images, steps, block or 1)
-
-    def _why_plain(self):
-        """Why this call runs plain, said once, or None."""
-        if self._fused["trusted"]:
-            return None
-        reason = why_not(self, self._fused["save_memory"])
-        if reason is None and any(p.requires_grad for p in self.encoder.parameters()):
-            reason = "the fused engine has no gradient for the encoder"
-        if reason and reason != self._fused["said"]:
+            reason = f"the fused engine does not compute in {run.dtype}"
+        if reason != self._fused["said"] and not torch.compiler.is_compiling():
             self._fused["said"] = reason
             warnings.warn(f"this net runs plain: {reason}", stacklevel=4)
-        return reason
+        yield from super().stream(images, steps, block or 1)
 
     def __reduce_ex__(self, protocol):
         """Pickled and saved, it is the plain net."""

@@ -36,22 +36,32 @@ def why_not(net, save_memory=None):
     if not isinstance(net, SpikingVGG):
         return f"the fused engine runs chains of layers (SpikingVGG), and {type(net).__name__} may be another net"
     try:
-        backend(net.readout.weight.device.type)
+        return _why_not(net, save_memory)
     except Unsupported as error:
         return str(error)
+    except Exception as error:  # the parts may be anybody's
+        return f"the fused engine does not know this net's parts ({type(error).__name__}: {error})"
+
+
+def _why_not(net, save_memory):
+    if reason := _synapse("readout", net.readout, net.readout):
+        return f"the fused engine {reason}"
+    backend(net.readout.weight.device.type)
     kind = plain_class(net)
     if own := [name for name in TIME if getattr(kind, name) is not getattr(SpikingVGG, name) or name in vars(net)]:
         return f"the fused engine does not know a net with a `{own[0]}` of its own"
     if nn_module._has_any_global_hook():
         return "the fused engine calls no hooks that are set for all modules"
+    if reason := _changed(net.encoder, "encoder", called=True):
+        return f"the fused engine {reason}"
+    if any(p.requires_grad for p in net.encoder.parameters()):
+        return "the fused engine has no gradient for the encoder"
     layers = net.layers()
     if len({id(layer.norm) for layer in layers}) < len(layers):
         return "the fused engine does not know layers that share a normalisation"
     for layer in layers:
-        if reason := _layer(layer, net.num_steps, save_memory) or _synapse(layer.synapse, net.readout):
+        if reason := _synapse(*layer[:2], net.readout) or _layer(layer, net.num_steps, save_memory):
             return f"the fused engine {reason}"
-    if reason := _synapse(net.readout, net.readout):
-        return f"the fused engine {reason}"
     side = max((shape.pool for shape in shapes(net, 1, 1)), default=1)
     if side > MAX_POOL:
         return f"the fused engine pools windows of up to {MAX_POOL}x{MAX_POOL}, this net has {side}x{side}"
@@ -64,34 +74,52 @@ def plain_class(net):
 
 
 def _layer(layer, num_steps, save_memory):
-    norm, lif, pool = layer.norm, layer.lif, layer.pool
+    name, synapse, norm, lif, pool = layer
     if not _describes_itself(norm):
         return f"does not know the normalisation {type(norm).__name__}"
     norms = norm.batch_norms(num_steps)
     shared = len({*map(id, norms)})
-    if _touched(norm) or _hooks(norm) or shared not in (0, 1, len(norms)):
-        return f"does not know the normalisation of {layer.name} as it was changed"
-    beta = hasattr(norm, "beta")
-    if not all(_knows_batch_norm(bn, norms[0], beta) for bn in (norms[:1] if shared == 1 else norms)):
-        return f"does not know the batch norm of {layer.name}"
+    if shared not in (0, 1, len(norms)) or (
+        norms
+        and not _knows_batch_norms(norms[: 1 if shared == 1 else None], hasattr(norm, "beta"), synapse.weight.dtype)
+    ):
+        return f"does not know the BatchNorms of {name}: of another type, not alike, changed, or with hooks"
     if save_memory and not norm.per_step:
         return f"cuts time into blocks to save memory, and {type(norm).__name__} takes its statistics over all of it"
     constants = isinstance(lif.leak, (int, float)) and isinstance(lif.threshold, (int, float))
     if type(lif) is not LIF or not constants or lif._parameters or lif.delay != (lif.spike_order == LIF.ORDERS[1]):
         return f"does not know the neuron {type(lif).__name__}" + (" with parameters" if type(lif) is LIF else "")
-    if _touched(lif) or _hooks(lif, called=True):
-        return f"does not know the neuron of {layer.name} as it was changed, or its hooks"
-    if not _knows_pool(pool) or _touched(pool) or _hooks(pool):
-        return f"does not know the pooling {pool}" + (", or its hooks" if _hooks(pool) else "")
-    return None
+    if not _knows_pool(pool):
+        return f"does not know the pool of {name}, {_short(pool)}"
+    return (
+        _changed(norm, f"normalisation of {name}")
+        or _changed(lif, f"neuron of {name}", called=True)
+        or _changed(pool, f"pool of {name}")
+    )
 
 
-def _synapse(synapse, readout):
-    hooks = _hooks(synapse, called=True)
-    if not _knows_synapse(synapse) or not _plain_weight(synapse) or _touched(synapse) or hooks:
-        return f"does not know the weight layer {synapse}" + (", or its hooks" if hooks else "")
+def _synapse(name, synapse, readout):
+    if not _knows_synapse(synapse):
+        return f"does not know the weight layer {name}, {_short(synapse)}"
+    if not _plain_weight(synapse):  # asked first: to read `weight` of a parametrised module may move its state
+        return f"does not know the weight of {name}: it is no plain parameter"
     one, other = synapse.weight, readout.weight
-    return None if (one.dtype, one.device) == (other.dtype, other.device) else "runs weights of one dtype and device"
+    if (one.dtype, one.device) != (other.dtype, other.device):
+        return "runs weights of one dtype on one device"
+    return _changed(synapse, f"weight layer {name}", called=True)
+
+
+def _short(module):
+    return type(module).__name__ + (
+        f"({module.extra_repr()})" if type(module).__module__.startswith("torch.nn") else ""
+    )
+
+
+def _changed(module, what, called=False):
+    """Why a module of a known kind is not what its class says, or None. called: if hooks only look, they are called."""
+    if _touched(module):
+        return f"does not know the {what}: a method of it was replaced"
+    return f"does not call the hooks of the {what}" if _hooks(module, called) else None
 
 
 def _touched(module):
@@ -131,16 +159,30 @@ def _in_order(kind):
 
 
 BATCH_NORM_NAMES = len(vars(nn.BatchNorm1d(1)))
+BATCH_NORM_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def _knows_batch_norm(norm, first, beta):
-    if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d) or not _plain_weight(norm) or _hooks(norm):
+def _knows_batch_norms(norms, beta, dtype):
+    """Whether a layer's BatchNorms are torch's own, alike and unchanged. Sequential MNIST asks of 1,568 at every call:
+    hence what each has is read from its `vars`, and compared as sets."""
+    parts = [vars(bn) for bn in norms]
+    settings = {(part["eps"], part["momentum"], part["training"], part["track_running_stats"]) for part in parts}
+    (eps, momentum, _, tracked), *others = settings
+    if others or not tracked or not type(eps) is type(momentum) is float:
         return False
-    alike = (norm.eps, norm.training, norm.momentum) == (first.eps, first.training, first.momentum)
-    alike = alike and norm.weight.dtype == first.weight.dtype
-    tracked = norm.track_running_stats and norm.momentum is not None and norm._buffers["running_mean"] is not None
-    untouched = len(vars(norm)) == BATCH_NORM_NAMES or not _touched(norm)
-    return alike and tracked and untouched and (norm._parameters["bias"] is not None) == beta
+    tensors = [(part["_parameters"]["weight"], part["_buffers"]["running_mean"]) for part in parts]
+    if None in {value for pair in tensors for value in pair}:
+        return False
+    kinds = {(type(w), w.layout, w.dtype, mean.dtype) for w, mean in tensors}
+    half = dtype in (torch.bfloat16, torch.float16) and (nn.Parameter, torch.strided, *[torch.float32] * 2) in kinds
+    return (
+        {*map(type, norms)} <= {nn.BatchNorm1d, nn.BatchNorm2d}
+        and (half or (nn.Parameter, torch.strided, dtype, dtype) in kinds)
+        and len(kinds) == 1
+        and {part["_parameters"]["bias"] is not None for part in parts} == {beta}
+        and not any(part[hooks] for hooks in BATCH_NORM_HOOKS for part in parts)
+        and all(len(part) == BATCH_NORM_NAMES or not _touched(bn) for bn, part in zip(norms, parts, strict=True))
+    )
 
 
 def _knows_pool(pool):
@@ -161,20 +203,37 @@ def _knows_synapse(synapse):
 
 
 def cannot_now(images):
-    """Whether a call must run plain whatever the net: traced, exported, compiled, transformed, or by other tensors."""
-    return (
-        type(images) is not torch.Tensor or images.layout != torch.strided or images.requires_grad or not len(images)
-        or torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    """Why a call must run plain whatever the net: traced, exported, transformed, or with other tensors. Else None."""
+    if (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
-    )  # fmt: skip
+    ):
+        return "the fused engine cannot be traced or transformed"
+    if type(images) is not torch.Tensor or images.layout != torch.strided or not len(images):
+        return "the fused engine takes plain tensors of images"
+    if images.requires_grad and torch.is_grad_enabled():
+        return "the fused engine has no gradient for the images"
+    return None
 
 
 # ---- Proof ---------------------------------------------------------------------------------------------
 
 _PROVED = {}  # {kind of net: None, or why it failed}
-CODE = (type(lambda: None), property, staticmethod, classmethod)
-TORCHS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Identity)
-TORCH_FORWARDS = tuple(c.forward for c in TORCHS)
+TORCHS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Identity)
+TORCH_CODE = ("conv2d", "linear", "batch_norm", "avg_pool2d", "adaptive_avg_pool2d")
+
+
+def _torch_code():
+    """What torch's own parts run, unless somebody replaced it."""
+    return (
+        nn.Module.__call__, *(c.forward for c in TORCHS), nn.Conv2d._conv_forward,
+        *(getattr(F, name) for name in TORCH_CODE), torch.stack,
+    )  # fmt: skip
+
+
+UNCHANGED_TORCH = _torch_code()
 
 
 def disproved(net, attached):
@@ -196,44 +255,73 @@ def disproved(net, attached):
 
 
 def _kind(net):
-    """What of a net decides which code runs: its kinds of parts, and the functions that they have at this moment."""
+    """What of a net decides which code runs: its kinds of parts, their functions, and the values that those read."""
     parts = frozenset(
         (
-            type(norm), norm.per_step, lif.spike_order, type(pool), getattr(pool, "kernel_size", None),
+            type(norm), _settings(norm), lif.spike_order, type(pool), getattr(pool, "kernel_size", None),
             type(synapse), getattr(synapse, "kernel_size", None),
         )
         for _, synapse, norm, lif, pool in net.layers()
     )  # fmt: skip
-    classes = (plain_class(net), LIF, model.SurrogateSpike, *{norm for norm, *_ in parts})
-    ours = {c for kind in classes for c in kind.__mro__ if not c.__module__.startswith(("torch", "builtins", "_"))}
-    code = frozenset((c, name, value) for c in ours for name, value in vars(c).items() if isinstance(value, CODE))
-    torchs = tuple(c.forward for c in TORCHS)
-    return net.readout.weight.device.type, parts, code, (model.each_step, model.SURROGATE_ALPHA, torchs)
+    used = (plain_class(net), type(net.encoder), LIF, model.SurrogateSpike, *{norm for norm, *_ in parts})
+    classes = {c for kind in used for c in kind.__mro__ if not c.__module__.startswith(("torch", "builtins"))}
+    code = [(c.__module__, c.__qualname__, name, value) for c in classes for name, value in _contents(c)]
+    reads = frozenset(item for *_, value in code for item in _reads(value))
+    return net.readout.weight.device.type, parts, _settings(net.encoder), frozenset(code), reads, _torch_code()
+
+
+PLAIN = (int, float, str, type(None))
+
+
+def _settings(module):
+    """Numbers and words in a module, by which its code may go."""
+    return tuple(sorted((k, v) for k, v in vars(module).items() if isinstance(v, PLAIN) and k != "training"))
+
+
+def _contents(kind):
+    """(name, value) of all functions, numbers and words that stand in a class."""
+    for name, value in vars(kind).items():
+        found = (value.fget, value.fset) if isinstance(value, property) else (getattr(value, "__func__", value),)
+        yield from ((name, v) for v in found if isinstance(v, PLAIN) or (callable(v) and not isinstance(v, type)))
+
+
+def _reads(function, seen=()):
+    """(name, value) of the module's values that a function reads, and of those that the functions among them read."""
+    if not inspect.isfunction(function):
+        return
+    for name in function.__code__.co_names:
+        value = function.__globals__.get(name)
+        if isinstance(value, (int, float, str)):
+            yield name, value
+        elif inspect.isfunction(value) and value not in seen and not value.__module__.startswith("torch"):
+            yield name, value
+            yield from _reads(value, (*seen, value))
 
 
 def _mark(kind):
     """The file that stands for a proof of this kind; None where the sources do not tell what runs."""
-    device, parts, code, (each_step, alpha, torchs) = kind
+    device, parts, encoder, code, reads, torchs = kind
+    found = [(module, f"{owner}.{name}", value) for module, owner, name, value in code]
+    found += [("", name, value) for name, value in reads]
+    functions = [(name, f) for _, name, f in found if callable(f)]
+    if torchs != UNCHANGED_TORCH or not all(_as_written(name, f) for name, f in functions):
+        return None  # replaced while running, or made by a function
     try:
-        files = {inspect.getfile(c) for c, *_ in code}
-        functions = [value for *_, value in code if inspect.isfunction(value)] + [each_step]
-        if any(f.__code__.co_filename not in files for f in functions) or torchs != TORCH_FORWARDS:
-            return None  # replaced while running
         here = Path(__file__).parent
-        texts = [Path(f).read_text(encoding="utf-8") for f in sorted({*files, *map(str, here.glob("*.py"))})]
-        names = sorted(f"{c.__module__}.{c.__qualname__}.{name}" for c, name, _ in code)
-        what = [
-            torch.__version__,
-            device,
-            alpha,
-            sorted(map(repr, parts)),
-            names,
-            (here / "cpu.cpp").read_text(),
-            *texts,
-        ]
+        files = {f.__code__.co_filename for _, f in functions} | {*map(str, here.glob("*.py")), str(here / "cpu.cpp")}
+        texts = [Path(f).read_text(encoding="utf-8") for f in sorted(files)]
+        names = sorted((module, name, repr(None if callable(value) else value)) for module, name, value in found)
+        what = [torch.__version__, device, sorted(map(repr, parts)), encoder, names, texts]
         return cache_folder() / f"proved-{hashlib.sha256(repr(what).encode()).hexdigest()[:32]}"
-    except (TypeError, OSError, Unsupported):  # typed into an interpreter; no place to write
+    except (OSError, Unsupported):  # typed into an interpreter; no place to write
         return None
+
+
+def _as_written(name, function):
+    """Whether a function stands under this name in its file, and so is what the file's text says."""
+    if not inspect.isfunction(function):
+        return False
+    return function.__qualname__ == name and {*function.__code__.co_freevars} <= {"__class__"}
 
 
 def prove(net, attached):
