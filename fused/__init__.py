@@ -106,10 +106,6 @@ class FusedNet:
         if run.grad_enabled or self.training:
             scales, shifts = zip(*run.scales, strict=True)
             encoded = self.encoder(images, run.steps)
-            if encoded.requires_grad:
-                raise RuntimeError(
-                    "the fused engine has no gradient for what the encoder learns: call fused.detach(net)"
-                )
             yield FusedVoltages.apply(run, encoded, *weights, *scales, *shifts)
             return
         weights, readout = run.prepared(weights)

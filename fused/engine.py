@@ -319,8 +319,10 @@ class Run:
             self.call_synapse_hooks(self.net.readout, spikes.permute(0, 1, 4, 2, 3), currents[:, :, None, None])
         return currents
 
-    def backward_block(self, grad, kept, scales, t0, t1, weights, carries, results, last):
+    def backward_block(self, grad, kept, scales, t0, t1, weights, carries, results, last, want_images):
         """Add a block's gradients to `results`, from the gradient of the last layer's spikes.
+
+        Returns that of the encoded images, [T, B, H, W, C], if want_images, else None.
 
         carries: the gradient of each layer's membrane, moved back in time in place, or None if this is
         the only block. Empties `kept` as it goes.
@@ -344,8 +346,9 @@ class Run:
                 delta = self.passes.affine(delta, x, shape, *coefficients)
             del x
             results.weights[i], grad = self.synapse_backward(
-                i, delta, self.dense(inputs, i), weights[i], results.weights[i], want_inputs=i > 0
+                i, delta, self.dense(inputs, i), weights[i], results.weights[i], i > 0 or want_images
             )
+        return grad
 
 
 @torch.no_grad()
@@ -403,6 +406,7 @@ class FusedVoltages(torch.autograd.Function):
             ctx.save_for_backward(*parameters)  # autograd then notices if they change before the backward pass
             ctx.run, ctx.weights, ctx.readout = run, weights, readout
             ctx.encoded = encoded if len(blocks) > 1 else None
+            ctx.shape, ctx.dtype = encoded.shape, encoded.dtype
             ctx.kept, ctx.borders, ctx.scales = kept, borders, scales
         return torch.cat(currents).cumsum(0)
 
@@ -420,6 +424,7 @@ class FusedVoltages(torch.autograd.Function):
         run, blocks, parameters = ctx.run, ctx.run.blocks(), ctx.saved_tensors
         grad = grad.flip(0).cumsum(0).flip(0).to(run.state_dtype)  # of the output's current at each step
         results, readout, carries = _Results(run), 0, run.state(len(blocks) > 1)
+        seen = torch.empty(ctx.shape, dtype=run.dtype, device=run.device) if ctx.needs_input_grad[1] else None
         for (t0, t1), scales in zip(reversed(blocks), reversed(ctx.scales), strict=True):
             if len(blocks) > 1:
                 again = (ctx.weights, ctx.borders.pop(), True, scales)
@@ -427,10 +432,13 @@ class FusedVoltages(torch.autograd.Function):
             spikes = run.dense(kept.pop(), len(run.layers))
             gw, gs = run.readout_backward(grad[t0:t1], spikes, ctx.readout)
             readout = readout + gw
-            run.backward_block(gs, kept, scales, t0, t1, ctx.weights, carries, results, last=t1 == run.steps)
+            last = t1 == run.steps
+            images = run.backward_block(gs, kept, scales, t0, t1, ctx.weights, carries, results, last, seen is not None)
+            if seen is not None:
+                seen[t0:t1] = images.permute(0, 1, 4, 2, 3)
         live = [run.live_steps(i) for i in range(len(run.layers))]
         weights = [w if steps else None for w, steps in zip(results.weights, live, strict=True)]
         vectors = [v[:steps] for part in (results.scales, results.shifts) for v, steps in zip(part, live, strict=True)]
         found = [*weights, readout, *vectors]
         grads = (None if p is None or g is None else g.to(p.dtype) for p, g in zip(parameters, found, strict=True))
-        return None, None, *grads
+        return None, None if seen is None else seen.to(ctx.dtype), *grads

@@ -54,8 +54,6 @@ def _why_not(net, save_memory):
         return "the fused engine calls no hooks that are set for all modules"
     if reason := _changed(net.encoder, "encoder", called=True):
         return f"the fused engine {reason}"
-    if any(p.requires_grad for p in net.encoder.parameters()):
-        return "the fused engine has no gradient for the encoder"
     layers = net.layers()
     if len({id(layer.norm) for layer in layers}) < len(layers):
         return "the fused engine does not know layers that share a normalisation"
@@ -213,8 +211,6 @@ def cannot_now(images):
         return "the fused engine cannot be traced or transformed"
     if type(images) is not torch.Tensor or images.layout != torch.strided or not len(images):
         return "the fused engine takes plain tensors of images"
-    if images.requires_grad and torch.is_grad_enabled():
-        return "the fused engine has no gradient for the images"
     return None
 
 
@@ -343,12 +339,13 @@ def prove(net, attached):
                 results = []
                 for each in (copy.deepcopy(twin), attached(copy.deepcopy(twin), trusted=True)):
                     torch.manual_seed(1)
-                    each.train(training)
-                    voltages = each.voltages(images, steps)
+                    seen = images.clone().requires_grad_()
+                    voltages = each.train(training).voltages(seen, steps)
                     loss = F.cross_entropy(voltages[-1], torch.zeros(2, dtype=torch.long, device=device))
                     (loss + voltages.sin().mean()).backward()
-                    found = {name: p.grad for name, p in each.named_parameters()} | dict(each.named_buffers())
-                    results.append({"output": voltages.detach()} | found)
+                    found = {f"gradient of {name}": p.grad for name, p in each.named_parameters()}
+                    found |= dict(each.named_buffers())
+                    results.append({"output": voltages.detach(), "gradient of the images": seen.grad} | found)
                 if odd := next((name for name in results[0] if _differ(*(r[name] for r in results))), None):
                     return f"its {odd} is not what the net's own code computes"
     except Exception as error:  # the parts may be anybody's
@@ -365,6 +362,7 @@ def _twin(net):
     twin = copy.deepcopy(net, memo)
     twin.__class__ = plain_class(net)
     twin.double().requires_grad_(True)
+    twin.encoder.straight_through = True
     ranges = {"bias": (-0.2, 0.4), "weight": (0.6, 1.6), "running_var": (0.2, 0.6), "running_mean": (-0.2, 0.2)}
     for layer in twin.layers():
         if not layer.norm.batch_norms(1):
