@@ -102,8 +102,8 @@ class Run:
         self.device = images.device
         self.passes = backend(self.device.type)
         weight = net.readout.weight
-        autocast = torch.is_autocast_enabled(self.device.type) and weight.dtype != torch.float64
-        self.dtype = torch.get_autocast_dtype(self.device.type) if autocast else weight.dtype
+        self.autocast = torch.is_autocast_enabled(self.device.type) and weight.dtype != torch.float64
+        self.dtype = torch.get_autocast_dtype(self.device.type) if self.autocast else weight.dtype
         self.state_dtype = torch.promote_types(self.dtype, torch.float32)
         self.grad_enabled = torch.is_grad_enabled()
         self.shapes = shapes(net, len(images), steps)
@@ -116,8 +116,12 @@ class Run:
         self.scales = [self.scale_parameters(i, self.live_steps(i)) for i in range(len(self.layers))]
         self.replaying = False  # in the backward pass, where hooks are not called again
 
-    def knows_dtype(self):
-        return self.dtype in self.passes.dtypes
+    def odd_dtype(self, images):
+        """Why a run of these dtypes is not the engine's, or None."""
+        weight = self.net.readout.weight.dtype
+        if images.dtype != weight if not self.autocast else images.dtype == torch.float64:
+            return f"takes images of the weights' {weight}, not {images.dtype}"
+        return None if self.dtype in self.passes.dtypes else f"does not compute in {self.dtype}"
 
     def prepared(self, weights):
         """Those of the layers in dtype and as the passes take them, and that of the output layer in state_dtype."""
@@ -147,15 +151,19 @@ class Run:
 
     def scale_parameters(self, i, steps):
         """What scales and shifts in the norm of layer i at the first steps: two tensors [steps, C], or None."""
-        norm = self.layers[i].norm
+        norm, features = self.layers[i].norm, self.shapes[i].C
         if not steps:
             return None, None
         if self.measured[i]:
             beta = getattr(norm, "beta", None)
-            return norm.gamma(steps), beta(steps) if beta else None
-        dtype = torch.float64 if self.grad_enabled else self.state_dtype
-        alike = self.norms[i] and self.norms[i][0] is self.norms[i][-1] and not norm.gamma_per_step
-        return tuple(v.to(self.device, dtype).expand(steps, -1) for v in norm.affine(1 if alike else steps))
+            found = norm.gamma(steps), beta(steps) if beta else None
+        else:
+            dtype = torch.float64 if self.grad_enabled else self.state_dtype
+            alike = self.norms[i] and self.norms[i][0] is self.norms[i][-1] and not norm.gamma_per_step
+            found = tuple(v.to(self.device, dtype).expand(steps, -1) for v in norm.affine(1 if alike else steps))
+        if odd := [[*v.shape] for v in found if v is not None and v.shape != (steps, features)]:
+            raise ValueError(f"{type(norm).__name__} must describe itself as [{steps}, {features}], not {odd[0]}")
+        return found
 
     @functools.cached_property
     def all_scales(self):
@@ -267,8 +275,13 @@ class Run:
             return packed
         return self.passes.unpack(packed, 1.0 / self.shapes[i - 1].pool ** 2, self.dtype)
 
-    def encoded(self, images):
+    def encoded(self, images, steps):
         """Encoded images [T, B, C, H, W] as the first layer takes them: [T, B, H, W, C]."""
+        _, B, *size = self.shapes[0][:4]
+        whole = [steps, B, *(size if isinstance(self.layers[0].synapse, nn.Conv2d) else images.shape[3:])]
+        if [*images.shape[:2], *images.shape[3:]] != whole:  # the passes trust the shapes
+            found = f"the encoder gave {[*images.shape]}, where {steps} steps of {B} images were due"
+            raise RuntimeError(f"{found}, of the size it says: mend it, or run the net plain by fused.detach(net)")
         return images.to(self.dtype).permute(0, 1, 3, 4, 2).contiguous()
 
     def forward_block(self, encoded, t0, t1, weights, membranes, keep, scales=None):
@@ -278,7 +291,7 @@ class Run:
         kept: with `keep` a list of (outputs of the synapse, its packed inputs, membrane at the start), and last the
         packed spikes. scales: those measured before, when a block is run again.
         """
-        x = packed = self.encoded(encoded)
+        x = packed = self.encoded(encoded, t1 - t0)
         kept, replaying, scales = [], scales is not None, scales or []
         for i, (layer, weight, membrane) in enumerate(zip(self.layers, weights, membranes, strict=True)):
             shape = self.shapes[i]._replace(T=t1 - t0)

@@ -17,7 +17,7 @@ import fused
 import model
 from encoders import DirectEncoder
 from fused import guard
-from model import BNTT, SpikingVGG
+from model import BNTT, LIF, SpikingVGG
 from utill import SpikeMeter
 
 
@@ -181,9 +181,14 @@ def test_a_norm_that_was_proved_is_proved_again_with_another_value_in_its_file(m
     assert "does not fit this net" in fused.why_not(net)
 
 
-def test_a_proof_is_remembered_only_of_what_stands_in_a_file(monkeypatch):
+@pytest.mark.parametrize("what", ["static method", "code of a function", "default of a function"])
+def test_a_remembered_proof_is_of_the_code_in_memory(what, monkeypatch):
     net = make_net()
-    assert guard._mark(guard._kind(net)) is not None
-    own = staticmethod(lambda ctx, grad: grad)
-    monkeypatch.setattr(model.SurrogateSpike, "backward", own)
-    assert guard._mark(guard._kind(net)) is None
+    shipped = guard._mark(guard._kind(net))
+    if what == "static method":
+        monkeypatch.setattr(model.SurrogateSpike, "backward", staticmethod(lambda ctx, grad: grad))
+    elif what == "code of a function":
+        monkeypatch.setattr(LIF.fire, "__code__", (lambda self, u: (u > 1).double()).__code__)
+    else:
+        monkeypatch.setattr(LIF.forward, "__defaults__", (0.0,))
+    assert guard._mark(guard._kind(net)) != shipped is not None
