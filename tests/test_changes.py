@@ -25,7 +25,7 @@ import encoders
 import fused
 import model
 from baselines import PLIF, TdBN
-from model import ARCHS, BNTT, LIF, SpikingVGG
+from model import ARCHS, BNTT, LIF, SpikingVGG, SurrogateSpike
 
 PAGE = Path(__file__).parent.parent / "docs" / "changes.md"
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2
@@ -154,6 +154,11 @@ def _(net, patch):
     net.lif_conv2.spike_order, net.lif_conv2.delay = "fire_first", 1
 
 
+@change("neuron", "a negative threshold")
+def _(net, patch):
+    net.lif_conv1.threshold = -0.5
+
+
 @change("neuron", "noise on the membrane of one layer")
 def _(net, patch):
     step = LIF.step
@@ -240,6 +245,17 @@ def _(net, patch):
 def _(net, patch):
     for bn in net.bntt1:
         bn.track_running_stats, bn.running_mean, bn.running_var = False, None, None
+
+
+@change("norm", "running statistics that all steps share")
+def _(net, patch):
+    for bn in net.bntt1:
+        bn.running_mean, bn.running_var = net.bntt1[0].running_mean, net.bntt1[0].running_var
+
+
+@change("norm", "a BatchNorm of another layer")
+def _(net, patch):
+    net.bntt_fc[1] = net.bntt_fc[0]
 
 
 @change("norm", "one layer in eval mode")
@@ -413,6 +429,28 @@ def _(net, patch):
     net.encoder = Scaled(4, 3, 8).double()
 
 
+class Counting(encoders.PoissonEncoder):
+    """Sees more of the image at every call."""
+
+    calls = 0
+
+    def forward(self, images, steps, t0=0):
+        self.calls += 1
+        return super().forward(images / self.calls, steps, t0)
+
+
+@change("encoder", "one with a state")
+def _(net, patch):
+    net.encoder = Counting(4, 3, 8)
+
+
+@change("encoder", "one that changes the size")
+def _(net, patch):
+    shrink = lambda self, images, steps, t0=0: images[..., ::2, ::2].expand(steps, -1, -1, -1, -1)  # noqa: E731
+    net.encoder = type("Shrinking", (encoders.DirectEncoder,), {"forward": shrink})(4, 3, 8)
+    net.pool_conv1 = nn.Identity()
+
+
 @change("encoder", "noise added by a hook")
 def _(net, patch):
     net.encoder.register_forward_hook(lambda m, i, out: out + 0.1 * torch.randn_like(out))
@@ -445,6 +483,12 @@ def _(net, patch):
 def _(net, patch):
     own = SpikingVGG.output_currents
     net.output_currents = lambda x, t0, steps, fire: 2 * own(net, x, t0, steps, fire)
+
+
+@change("voltages", "`output_currents` set on the class of the net")
+def _(net, patch):
+    own = SpikingVGG.output_currents
+    patch.setattr(type(net), "output_currents", lambda self, *args: 2 * own(self, *args))
 
 
 @change("voltages", "`forward` with a softmax over steps")
@@ -551,6 +595,17 @@ def _(net, patch):
 def _(net, patch):
     own = SpikingVGG._currents
     patch.setattr(SpikingVGG, "_currents", staticmethod(lambda *args: own(*args) * 0.9))
+
+
+@change("monkeypatches", "`F.batch_norm`")
+def _(net, patch):
+    own = F.batch_norm
+    patch.setattr(F, "batch_norm", lambda *args: own(*args) * 0.5)
+
+
+@change("monkeypatches", "the code of `LIF.fire`, as an editor's autoreload does")
+def _(net, patch):
+    patch.setattr(LIF.fire, "__code__", (lambda self, membrane: SurrogateSpike.apply(membrane - 2)).__code__)
 
 
 @change("monkeypatches", "`forward` of one BatchNorm")

@@ -5,16 +5,19 @@ import io
 import pickle
 import sys
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn as nn
-from test_changes import IMAGES, Arctan, assert_same, one_process, two_steps
+import torch.nn.functional as F
+from test_changes import IMAGES, LABELS, Arctan, assert_same, one_process, two_steps
 from test_fused import make_net, tiny_archs  # noqa: F401 (a fixture)
 from torch.nn.utils import parametrizations
 
 import fused
 import model
+from baselines import TdBN
 from encoders import DirectEncoder
 from fused import guard
 from model import BNTT, LIF, SpikingVGG
@@ -179,6 +182,54 @@ def test_a_norm_that_was_proved_is_proved_again_with_another_value_in_its_file(m
     assert fused.why_not(net) is None
     monkeypatch.setattr(sys.modules[__name__], "STRENGTH", 2.0)
     assert "does not fit this net" in fused.why_not(net)
+
+
+def test_what_a_stream_yields_may_be_changed():
+    nets = [make_net().eval(), fused.attach(make_net()).eval()]
+    found = []
+    for net in nets:
+        torch.manual_seed(0)
+        with torch.no_grad():
+            found.append(torch.cat([voltages.div_(t + 1) for t, voltages in enumerate(net.stream(IMAGES, block=1))]))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_a_stream_in_training_has_the_blocks_of_the_plain_loop(block):
+    found = []
+    for attach in (lambda net: net, fused.attach):
+        net = attach(make_net(norm=TdBN))
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            voltages = list(net.stream(IMAGES, block=block))
+        found.append({"blocks": torch.tensor([len(v) for v in voltages]), **dict(net.named_buffers())})
+    assert_same(*found)
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_a_default_device_changes_nothing(device):
+    net, found = fused.attach(make_net()), []
+    for context in (nullcontext(), torch.device(device)):
+        torch.manual_seed(0)
+        with context:
+            found.append(net.eval()(IMAGES))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("where", ["weight", "gamma", "image"])
+def test_a_nan_spreads_as_in_the_plain_loop(where):
+    found = []
+    for attach in (lambda net: net, fused.attach):
+        net, images = attach(make_net()), IMAGES.clone()
+        place = {"weight": net.conv2.weight, "gamma": net.bntt2[1].weight, "image": images}[where]
+        place.data.flatten()[3] = float("nan")
+        torch.manual_seed(0)
+        F.cross_entropy(net(images), LABELS).backward()
+        values = [p.grad for p in net.parameters()] + list(net.buffers())
+        found.append([bool(value.isnan().any()) for value in values])
+    assert True in found[0]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("what", ["static method", "code of a function", "default of a function"])
