@@ -33,7 +33,8 @@ def attach(net, save_memory=None):
 
     Whether the parts are still those that the engine knows is asked again at every call: where they are not, the
     net runs plain, and a warning says why. Forward hooks of neurons and synapses are called if they have an attribute
-    `only_looks` that is true, with what they see detached from the graph; other hooks send the net to the plain loop.
+    `only_looks` that is true: they see inputs and outputs of a synapse, of a neuron its spikes alone, without a graph
+    and in memory that is used again, so they must copy what they keep. Other hooks send the net to the plain loop.
     """
     reason = why_not(net, save_memory)
     if reason:
@@ -75,25 +76,23 @@ class FusedNet:
 
     def stream(self, images, steps=None, block=None):
         """As `SpikingNet.stream`; by default a block is as many time-steps as fit into memory at once."""
-        if not guard.cannot_now(images) and not self._why_plain():
+        reason = guard.cannot_now(images)
+        if not reason and block and (torch.is_grad_enabled() or self.training):
+            reason = "the fused engine streams block by block in eval mode and without gradients only"
+        if not reason and not self._fused["trusted"]:
+            reason = why_not(self, self._fused["save_memory"])
+        if not reason:
             steps = self.check_input(images, steps)
             run = Run(self, images, steps, self._fused["save_memory"] or block)
-            if run.knows_dtype():
+            if reason := run.odd_dtype(images):
+                reason = f"the fused engine {reason}"
+            else:
                 yield from self._run(run, images)
                 return
-        yield from super().stream(images, steps, block or 1)
-
-    def _why_plain(self):
-        """Why this call runs plain, said once, or None."""
-        if self._fused["trusted"]:
-            return None
-        reason = why_not(self, self._fused["save_memory"])
-        if reason is None and any(p.requires_grad for p in self.encoder.parameters()):
-            reason = "the fused engine has no gradient for the encoder"
-        if reason and reason != self._fused["said"]:
+        if reason != self._fused["said"] and not torch.compiler.is_compiling():
             self._fused["said"] = reason
             warnings.warn(f"this net runs plain: {reason}", stacklevel=4)
-        return reason
+        yield from super().stream(images, steps, block or 1)
 
     def __reduce_ex__(self, protocol):
         """Pickled and saved, it is the plain net."""
@@ -111,10 +110,6 @@ class FusedNet:
         if run.grad_enabled or self.training:
             scales, shifts = zip(*run.scales, strict=True)
             encoded = self.encoder(images, run.steps)
-            if encoded.requires_grad:
-                raise RuntimeError(
-                    "the fused engine has no gradient for what the encoder learns: call fused.detach(net)"
-                )
             yield FusedVoltages.apply(run, encoded, *weights, *scales, *shifts)
             return
         weights, readout = run.prepared(weights)
@@ -124,7 +119,7 @@ class FusedNet:
             with torch.autocast(run.device.type, enabled=False):
                 spikes = run.forward_block(encoded, t0, t1, weights, membranes, keep=False)[0]
                 voltages = run.output(spikes, readout).cumsum(0) + voltage
-            voltage = voltages[-1]
+            voltage = voltages[-1].clone()  # who gets the voltages may change them
             del encoded, spikes
             yield voltages
 

@@ -227,7 +227,7 @@ static void lif_backward(const Layer &l, const S *x, const A *scale, const A *sh
 #pragma omp simd
                             for (int64_t c = 0; c < block; c++) {
                                 const A h = A(1) - std::abs(decides[c] * inverse - A(1));
-                                const A back = leak * d[c] + g[c] * (h > A(0) ? h : A(0));
+                                const A back = leak * d[c] + g[c] * (h < A(0) ? A(0) : h);  // keeps a NaN
                                 const A here = FIRE_FIRST ? d[c] : back;
                                 d[c] = back;
                                 store(out[c], here);
@@ -292,7 +292,8 @@ static void statistics(int64_t T, int64_t N, int64_t C, const S *x, double *mean
                 s2 += partial[((t * pieces + piece) * 2 + 1) * C + c];
             }
             mean[t * C + c] = double(load(x[t * N * C + c])) + s1 / N;
-            variance[t * C + c] = std::max(0.0, s2 / N - s1 / N * (s1 / N));
+            const double found = s2 / N - s1 / N * (s1 / N);
+            variance[t * C + c] = found < 0 ? 0 : found;  // keeps a NaN
         }
 }
 

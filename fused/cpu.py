@@ -61,13 +61,13 @@ class CpuPasses:
         buffer = getattr(self.reused, use, None)
         if buffer is None or buffer.numel() < size or buffer.numel() > 4 * size + 2**26:
             setattr(self.reused, use, None)  # free the old one first
-            buffer = torch.empty(size, dtype=torch.uint8)
+            buffer = torch.empty(size, dtype=torch.uint8, device="cpu")
             setattr(self.reused, use, buffer)
         return buffer[:size].view(dtype).view(shape)
 
     def statistics(self, x, shape):
         """Mean and biased variance of x over n, float64 [T, C] each."""
-        mean, variance = torch.empty(2, shape.T, shape.C, dtype=torch.float64)
+        mean, variance = torch.empty(2, shape.T, shape.C, dtype=torch.float64, device="cpu")
         sizes = (ctypes.c_int64(size) for size in (shape.T, shape.N, shape.C))
         self._call("statistics", x.dtype, *sizes, x, mean, variance)
         return mean, variance
@@ -78,7 +78,11 @@ class CpuPasses:
         a, b: [T, C]. membrane: None, or [N, C], read if `start` and left as it is after the last step.
         packed: None, or uint8 for the spikes counted per window.
         """
-        spikes = torch.empty(shape.pooled, dtype=x.dtype) if fresh else self.scratch("a", shape.pooled, x.dtype)
+        spikes = (
+            torch.empty(shape.pooled, dtype=x.dtype, device="cpu")
+            if fresh
+            else self.scratch("a", shape.pooled, x.dtype)
+        )
         arguments = (a, b, membrane, int(start), spikes, packed)
         self._call("lif_forward", x.dtype, shape, x, *arguments)
         return spikes
@@ -90,7 +94,7 @@ class CpuPasses:
         membrane's gradient, read if `start` (after the last step) and left as it is before the first.
         """
         delta = self.scratch("a", shape.full, x.dtype)
-        s1, s2 = torch.empty(2, shape.T, shape.C, dtype=torch.float64) if sums else (None, None)
+        s1, s2 = torch.empty(2, shape.T, shape.C, dtype=torch.float64, device="cpu") if sums else (None, None)
         arguments = (a, b, centre, membrane, grad, carry, int(start), delta, s1, s2)
         self._call("lif_backward", x.dtype, shape, x, *arguments)
         return delta, s1, s2

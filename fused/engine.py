@@ -102,8 +102,8 @@ class Run:
         self.device = images.device
         self.passes = backend(self.device.type)
         weight = net.readout.weight
-        autocast = torch.is_autocast_enabled(self.device.type) and weight.dtype != torch.float64
-        self.dtype = torch.get_autocast_dtype(self.device.type) if autocast else weight.dtype
+        self.autocast = torch.is_autocast_enabled(self.device.type) and weight.dtype != torch.float64
+        self.dtype = torch.get_autocast_dtype(self.device.type) if self.autocast else weight.dtype
         self.state_dtype = torch.promote_types(self.dtype, torch.float32)
         self.grad_enabled = torch.is_grad_enabled()
         self.shapes = shapes(net, len(images), steps)
@@ -116,8 +116,12 @@ class Run:
         self.scales = [self.scale_parameters(i, self.live_steps(i)) for i in range(len(self.layers))]
         self.replaying = False  # in the backward pass, where hooks are not called again
 
-    def knows_dtype(self):
-        return self.dtype in self.passes.dtypes
+    def odd_dtype(self, images):
+        """Why a run of these dtypes is not the engine's, or None."""
+        weight = self.net.readout.weight.dtype
+        if images.dtype != weight if not self.autocast else images.dtype == torch.float64:
+            return f"takes images of the weights' {weight}, not {images.dtype}"
+        return None if self.dtype in self.passes.dtypes else f"does not compute in {self.dtype}"
 
     def prepared(self, weights):
         """Those of the layers in dtype and as the passes take them, and that of the output layer in state_dtype."""
@@ -147,15 +151,19 @@ class Run:
 
     def scale_parameters(self, i, steps):
         """What scales and shifts in the norm of layer i at the first steps: two tensors [steps, C], or None."""
-        norm = self.layers[i].norm
+        norm, features = self.layers[i].norm, self.shapes[i].C
         if not steps:
             return None, None
         if self.measured[i]:
             beta = getattr(norm, "beta", None)
-            return norm.gamma(steps), beta(steps) if beta else None
-        dtype = torch.float64 if self.grad_enabled else self.state_dtype
-        alike = self.norms[i] and self.norms[i][0] is self.norms[i][-1] and not norm.gamma_per_step
-        return tuple(v.to(self.device, dtype).expand(steps, -1) for v in norm.affine(1 if alike else steps))
+            found = norm.gamma(steps), beta(steps) if beta else None
+        else:
+            dtype = torch.float64 if self.grad_enabled else self.state_dtype
+            alike = self.norms[i] and self.norms[i][0] is self.norms[i][-1] and not norm.gamma_per_step
+            found = tuple(v.to(self.device, dtype).expand(steps, -1) for v in norm.affine(1 if alike else steps))
+        if odd := [[*v.shape] for v in found if v is not None and v.shape != (steps, features)]:
+            raise ValueError(f"{type(norm).__name__} must describe itself as [{steps}, {features}], not {odd[0]}")
+        return found
 
     @functools.cached_property
     def all_scales(self):
@@ -267,8 +275,13 @@ class Run:
             return packed
         return self.passes.unpack(packed, 1.0 / self.shapes[i - 1].pool ** 2, self.dtype)
 
-    def encoded(self, images):
+    def encoded(self, images, steps):
         """Encoded images [T, B, C, H, W] as the first layer takes them: [T, B, H, W, C]."""
+        _, B, *size = self.shapes[0][:4]
+        whole = [steps, B, *(size if isinstance(self.layers[0].synapse, nn.Conv2d) else images.shape[3:])]
+        if [*images.shape[:2], *images.shape[3:]] != whole:  # the passes trust the shapes
+            found = f"the encoder gave {[*images.shape]}, where {steps} steps of {B} images were due"
+            raise RuntimeError(f"{found}, of the size it says: mend it, or run the net plain by fused.detach(net)")
         return images.to(self.dtype).permute(0, 1, 3, 4, 2).contiguous()
 
     def forward_block(self, encoded, t0, t1, weights, membranes, keep, scales=None):
@@ -278,7 +291,7 @@ class Run:
         kept: with `keep` a list of (outputs of the synapse, its packed inputs, membrane at the start), and last the
         packed spikes. scales: those measured before, when a block is run again.
         """
-        x = packed = self.encoded(encoded)
+        x = packed = self.encoded(encoded, t1 - t0)
         kept, replaying, scales = [], scales is not None, scales or []
         for i, (layer, weight, membrane) in enumerate(zip(self.layers, weights, membranes, strict=True)):
             shape = self.shapes[i]._replace(T=t1 - t0)
@@ -319,8 +332,10 @@ class Run:
             self.call_synapse_hooks(self.net.readout, spikes.permute(0, 1, 4, 2, 3), currents[:, :, None, None])
         return currents
 
-    def backward_block(self, grad, kept, scales, t0, t1, weights, carries, results, last):
+    def backward_block(self, grad, kept, scales, t0, t1, weights, carries, results, last, want_images):
         """Add a block's gradients to `results`, from the gradient of the last layer's spikes.
+
+        Returns that of the encoded images, [T, B, H, W, C], if want_images, else None.
 
         carries: the gradient of each layer's membrane, moved back in time in place, or None if this is
         the only block. Empties `kept` as it goes.
@@ -344,8 +359,9 @@ class Run:
                 delta = self.passes.affine(delta, x, shape, *coefficients)
             del x
             results.weights[i], grad = self.synapse_backward(
-                i, delta, self.dense(inputs, i), weights[i], results.weights[i], want_inputs=i > 0
+                i, delta, self.dense(inputs, i), weights[i], results.weights[i], i > 0 or want_images
             )
+        return grad
 
 
 @torch.no_grad()
@@ -403,6 +419,7 @@ class FusedVoltages(torch.autograd.Function):
             ctx.save_for_backward(*parameters)  # autograd then notices if they change before the backward pass
             ctx.run, ctx.weights, ctx.readout = run, weights, readout
             ctx.encoded = encoded if len(blocks) > 1 else None
+            ctx.shape, ctx.dtype = encoded.shape, encoded.dtype
             ctx.kept, ctx.borders, ctx.scales = kept, borders, scales
         return torch.cat(currents).cumsum(0)
 
@@ -420,6 +437,7 @@ class FusedVoltages(torch.autograd.Function):
         run, blocks, parameters = ctx.run, ctx.run.blocks(), ctx.saved_tensors
         grad = grad.flip(0).cumsum(0).flip(0).to(run.state_dtype)  # of the output's current at each step
         results, readout, carries = _Results(run), 0, run.state(len(blocks) > 1)
+        seen = torch.empty(ctx.shape, dtype=run.dtype, device=run.device) if ctx.needs_input_grad[1] else None
         for (t0, t1), scales in zip(reversed(blocks), reversed(ctx.scales), strict=True):
             if len(blocks) > 1:
                 again = (ctx.weights, ctx.borders.pop(), True, scales)
@@ -427,10 +445,13 @@ class FusedVoltages(torch.autograd.Function):
             spikes = run.dense(kept.pop(), len(run.layers))
             gw, gs = run.readout_backward(grad[t0:t1], spikes, ctx.readout)
             readout = readout + gw
-            run.backward_block(gs, kept, scales, t0, t1, ctx.weights, carries, results, last=t1 == run.steps)
+            last = t1 == run.steps
+            images = run.backward_block(gs, kept, scales, t0, t1, ctx.weights, carries, results, last, seen is not None)
+            if seen is not None:
+                seen[t0:t1] = images.permute(0, 1, 4, 2, 3)
         live = [run.live_steps(i) for i in range(len(run.layers))]
         weights = [w if steps else None for w, steps in zip(results.weights, live, strict=True)]
         vectors = [v[:steps] for part in (results.scales, results.shifts) for v, steps in zip(part, live, strict=True)]
         found = [*weights, readout, *vectors]
         grads = (None if p is None or g is None else g.to(p.dtype) for p, g in zip(parameters, found, strict=True))
-        return None, None, *grads
+        return None, None if seen is None else seen.to(ctx.dtype), *grads

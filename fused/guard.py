@@ -8,6 +8,7 @@ import copy
 import functools
 import hashlib
 import inspect
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,17 +16,20 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.modules import module as nn_module
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 import model
 from fused.common import Unsupported, cache_folder
 from fused.engine import backend, shapes
+from fused.fingerprint import content, settings_of, text_of
 from model import LIF, SpikingVGG
 
 MAX_POOL = 15  # packed spikes count those of a window in one byte
 DESCRIPTION = ("batch_norms", "gamma", "affine")  # by which a norm says what it is, besides per_step
 TIME = ("stream", "output_currents", "_currents")  # in whose place the engine puts itself
 TOLERANCE = 1e-9
-WORK = 2e9  # multiply-adds of one forward pass of a proof: of seconds in all
+WORK = 1e9  # multiply-adds of one forward pass of a proof: of seconds in all
 
 
 # ---- What the parts are ------------------------------------------------------------------------------
@@ -36,22 +40,32 @@ def why_not(net, save_memory=None):
     if not isinstance(net, SpikingVGG):
         return f"the fused engine runs chains of layers (SpikingVGG), and {type(net).__name__} may be another net"
     try:
-        backend(net.readout.weight.device.type)
+        return _why_not(net, save_memory)
     except Unsupported as error:
         return str(error)
-    kind = plain_class(net)
-    if own := [name for name in TIME if getattr(kind, name) is not getattr(SpikingVGG, name) or name in vars(net)]:
-        return f"the fused engine does not know a net with a `{own[0]}` of its own"
+    except Exception as error:  # the parts may be anybody's
+        return f"the fused engine does not know this net's parts ({type(error).__name__}: {error})"
+
+
+def _why_not(net, save_memory):
+    if reason := _synapse("readout", net.readout, net.readout):
+        return f"the fused engine {reason}"
+    backend(net.readout.weight.device.type)
+    mine = [vars(net), *(vars(c) for c in type(net).__mro__ if "is_fused" not in vars(c))]
+    for name in TIME:
+        if next(names[name] for names in mine if name in names) is not inspect.getattr_static(SpikingVGG, name):
+            return f"the fused engine does not know a net with a `{name}` of its own"
     if nn_module._has_any_global_hook():
         return "the fused engine calls no hooks that are set for all modules"
+    if reason := _changed(net.encoder, "encoder", called=True):
+        return f"the fused engine {reason}"
     layers = net.layers()
-    if len({id(layer.norm) for layer in layers}) < len(layers):
+    norms = [{*map(id, layer.norm.batch_norms(net.num_steps))} for layer in layers if _describes_itself(layer.norm)]
+    if len({id(layer.norm) for layer in layers}) < len(layers) or len(set().union(*norms)) < sum(map(len, norms)):
         return "the fused engine does not know layers that share a normalisation"
     for layer in layers:
-        if reason := _layer(layer, net.num_steps, save_memory) or _synapse(layer.synapse, net.readout):
+        if reason := _synapse(*layer[:2], net.readout) or _layer(layer, net.num_steps, save_memory):
             return f"the fused engine {reason}"
-    if reason := _synapse(net.readout, net.readout):
-        return f"the fused engine {reason}"
     side = max((shape.pool for shape in shapes(net, 1, 1)), default=1)
     if side > MAX_POOL:
         return f"the fused engine pools windows of up to {MAX_POOL}x{MAX_POOL}, this net has {side}x{side}"
@@ -64,40 +78,60 @@ def plain_class(net):
 
 
 def _layer(layer, num_steps, save_memory):
-    norm, lif, pool = layer.norm, layer.lif, layer.pool
+    name, synapse, norm, lif, pool = layer
     if not _describes_itself(norm):
         return f"does not know the normalisation {type(norm).__name__}"
     norms = norm.batch_norms(num_steps)
     shared = len({*map(id, norms)})
-    if _touched(norm) or _hooks(norm) or shared not in (0, 1, len(norms)):
-        return f"does not know the normalisation of {layer.name} as it was changed"
-    beta = hasattr(norm, "beta")
-    if not all(_knows_batch_norm(bn, norms[0], beta) for bn in (norms[:1] if shared == 1 else norms)):
-        return f"does not know the batch norm of {layer.name}"
+    if (
+        shared not in (0, 1, num_steps)
+        or norms
+        and norm.training != norms[0].training
+        or (norms and not _knows_batch_norms(norms[: 1 if shared == 1 else None], hasattr(norm, "beta"), synapse))
+    ):
+        return f"does not know the BatchNorms of {name}: of another type, not alike, changed, or with hooks"
     if save_memory and not norm.per_step:
         return f"cuts time into blocks to save memory, and {type(norm).__name__} takes its statistics over all of it"
-    constants = isinstance(lif.leak, (int, float)) and isinstance(lif.threshold, (int, float))
+    constants = all(isinstance(x, (int, float)) and 0 < x < float("inf") for x in (lif.leak, lif.threshold))
     if type(lif) is not LIF or not constants or lif._parameters or lif.delay != (lif.spike_order == LIF.ORDERS[1]):
         return f"does not know the neuron {type(lif).__name__}" + (" with parameters" if type(lif) is LIF else "")
-    if _touched(lif) or _hooks(lif, called=True):
-        return f"does not know the neuron of {layer.name} as it was changed, or its hooks"
-    if not _knows_pool(pool) or _touched(pool) or _hooks(pool):
-        return f"does not know the pooling {pool}" + (", or its hooks" if _hooks(pool) else "")
-    return None
+    if not _knows_pool(pool):
+        return f"does not know the pool of {name}, {_short(pool)}"
+    return (
+        _changed(norm, f"normalisation of {name}")
+        or _changed(lif, f"neuron of {name}", called=True)
+        or _changed(pool, f"pool of {name}")
+    )
 
 
-def _synapse(synapse, readout):
-    hooks = _hooks(synapse, called=True)
-    if not _knows_synapse(synapse) or not _plain_weight(synapse) or _touched(synapse) or hooks:
-        return f"does not know the weight layer {synapse}" + (", or its hooks" if hooks else "")
+def _synapse(name, synapse, readout):
+    if not _knows_synapse(synapse):
+        return f"does not know the weight layer {name}, {_short(synapse)}"
+    if not _plain_weight(synapse):  # asked first: to read `weight` of a parametrised module may move its state
+        return f"does not know the weight of {name}: it is no plain parameter"
     one, other = synapse.weight, readout.weight
-    return None if (one.dtype, one.device) == (other.dtype, other.device) else "runs weights of one dtype and device"
+    if (one.dtype, one.device) != (other.dtype, other.device):
+        return "runs weights of one dtype on one device"
+    return _changed(synapse, f"weight layer {name}", called=True)
+
+
+def _short(module):
+    return type(module).__name__ + (
+        f"({module.extra_repr()})" if type(module).__module__.startswith("torch.nn") else ""
+    )
+
+
+def _changed(module, what, called=False):
+    """Why a module of a known kind is not what its class says, or None. called: if hooks only look, they are called."""
+    if _touched(module):
+        return f"does not know the {what}: a method of it was replaced"
+    return f"does not call the hooks of the {what}" if _hooks(module, called) else None
 
 
 def _touched(module):
     """Whether a method was replaced in this one module."""
-    kind = type(module)
-    return any(callable(getattr(kind, name, None)) for name in vars(module).keys() - _own_names(kind))
+    kind, names = type(module), vars(module).keys()
+    return "_compiled_call_impl" in names or any(callable(getattr(kind, n, None)) for n in names - _own_names(kind))
 
 
 @functools.cache
@@ -108,8 +142,8 @@ def _own_names(kind):
 
 def _hooks(module, called=False):
     """Whether a module has hooks that the engine does not call. Of some it calls the forward hooks that only look."""
-    forward = module._forward_hooks
-    if forward and not (called and all(getattr(hook, "only_looks", False) for hook in forward.values())):
+    forward, looking = module._forward_hooks, called and not module._forward_hooks_with_kwargs
+    if forward and not (looking and all(getattr(hook, "only_looks", False) for hook in forward.values())):
         return True
     return bool(module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
@@ -131,16 +165,31 @@ def _in_order(kind):
 
 
 BATCH_NORM_NAMES = len(vars(nn.BatchNorm1d(1)))
+BATCH_NORM_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def _knows_batch_norm(norm, first, beta):
-    if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d) or not _plain_weight(norm) or _hooks(norm):
+def _knows_batch_norms(norms, beta, synapse):
+    """Whether a layer's BatchNorms are torch's own, alike and unchanged. Sequential MNIST asks of 1,568 at every call:
+    hence what each has is read from its `vars`, and compared as sets."""
+    parts = [vars(bn) for bn in norms]
+    settings = {(part["eps"], part["momentum"], part["training"], part["track_running_stats"]) for part in parts}
+    (eps, momentum, _, tracked), *others = settings
+    if others or not tracked or not type(eps) is type(momentum) is float or eps <= 0:
         return False
-    alike = (norm.eps, norm.training, norm.momentum) == (first.eps, first.training, first.momentum)
-    alike = alike and norm.weight.dtype == first.weight.dtype
-    tracked = norm.track_running_stats and norm.momentum is not None and norm._buffers["running_mean"] is not None
-    untouched = len(vars(norm)) == BATCH_NORM_NAMES or not _touched(norm)
-    return alike and tracked and untouched and (norm._parameters["bias"] is not None) == beta
+    tensors = [(part["_parameters"]["weight"], part["_buffers"]["running_mean"]) for part in parts]
+    if None in {value for pair in tensors for value in pair} or len({id(mean) for _, mean in tensors}) < len(norms):
+        return False
+    kinds, dtype = {(type(w), w.layout, w.dtype, mean.dtype) for w, mean in tensors}, synapse.weight.dtype
+    wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+    return (
+        {*map(type, norms)} == {nn.BatchNorm2d if isinstance(synapse, nn.Conv2d) else nn.BatchNorm1d}
+        and any(kinds == {(nn.Parameter, torch.strided, d, d)} for d in (dtype, wide))
+        and {part["_parameters"]["bias"] is not None for part in parts} == {beta}
+        and all(part["_buffers"]["running_var"] is not None for part in parts)
+        and all(part["_buffers"]["num_batches_tracked"] is not None for part in parts)
+        and not any(part[hooks] for hooks in BATCH_NORM_HOOKS for part in parts)
+        and all(len(part) == BATCH_NORM_NAMES or not _touched(bn) for bn, part in zip(norms, parts, strict=True))
+    )
 
 
 def _knows_pool(pool):
@@ -161,20 +210,41 @@ def _knows_synapse(synapse):
 
 
 def cannot_now(images):
-    """Whether a call must run plain whatever the net: traced, exported, compiled, transformed, or by other tensors."""
-    return (
-        type(images) is not torch.Tensor or images.layout != torch.strided or images.requires_grad or not len(images)
-        or torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    """Why a call must run plain whatever the net: traced, exported, transformed, or with other tensors. Else None."""
+    if (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
-    )  # fmt: skip
+        or any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
+    ):
+        return "the fused engine cannot be traced or transformed"
+    if torch.is_grad_enabled() and torch._C._autograd._top_saved_tensors_default_hooks(True):
+        return "the fused engine keeps what no hook on saved tensors sees (to save memory, use save_memory)"
+    if type(images) is not torch.Tensor or images.layout != torch.strided or not len(images):
+        return "the fused engine takes plain tensors of images"
+    return None
 
 
 # ---- Proof ---------------------------------------------------------------------------------------------
 
 _PROVED = {}  # {kind of net: None, or why it failed}
-CODE = (type(lambda: None), property, staticmethod, classmethod)
-TORCHS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Identity)
-TORCH_FORWARDS = tuple(c.forward for c in TORCHS)
+TORCHS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Identity)
+TORCH_CODE = ("conv2d", "linear", "batch_norm", "avg_pool2d", "adaptive_avg_pool2d")
+
+
+def _torch_code():
+    """What torch's own parts run, unless somebody replaced it."""
+    return (
+        nn.Module.__call__, *(c.forward for c in TORCHS), nn.Conv2d._conv_forward,
+        *(getattr(F, name) for name in TORCH_CODE), torch.stack,
+    )  # fmt: skip
+
+
+UNCHANGED_TORCH = _torch_code()
+ENGINE = tuple(
+    path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.[cp]*")) if path.is_file()
+)
 
 
 def disproved(net, attached):
@@ -196,72 +266,48 @@ def disproved(net, attached):
 
 
 def _kind(net):
-    """What of a net decides which code runs: its kinds of parts, and the functions that they have at this moment."""
+    """What of a net decides which code runs: its kinds of parts, their functions, and the values that those read."""
     parts = frozenset(
         (
-            type(norm), norm.per_step, lif.spike_order, type(pool), getattr(pool, "kernel_size", None),
+            type(norm), settings_of(norm), lif.spike_order, type(pool), getattr(pool, "kernel_size", None),
             type(synapse), getattr(synapse, "kernel_size", None),
         )
         for _, synapse, norm, lif, pool in net.layers()
     )  # fmt: skip
-    classes = (plain_class(net), LIF, model.SurrogateSpike, *{norm for norm, *_ in parts})
-    ours = {c for kind in classes for c in kind.__mro__ if not c.__module__.startswith(("torch", "builtins", "_"))}
-    code = frozenset((c, name, value) for c in ours for name, value in vars(c).items() if isinstance(value, CODE))
-    torchs = tuple(c.forward for c in TORCHS)
-    return net.readout.weight.device.type, parts, code, (model.each_step, model.SURROGATE_ALPHA, torchs)
+    mine = [c for c in type(net).__mro__ if c.__module__ != "fused"]
+    used = (*mine, type(net.encoder), LIF, model.SurrogateSpike, *sorted({norm for norm, *_ in parts}, key=repr))
+    seen = set()
+    code = tuple(content(value, seen) for value in (*used, model.each_step))
+    return net.readout.weight.device.type, parts, settings_of(net.encoder), code, _torch_code()
 
 
 def _mark(kind):
-    """The file that stands for a proof of this kind; None where the sources do not tell what runs."""
-    device, parts, code, (each_step, alpha, torchs) = kind
+    """The file that stands for a proof of this kind; None where contents do not tell what runs."""
+    if kind[-1] != UNCHANGED_TORCH:
+        return None  # replaced while running
     try:
-        files = {inspect.getfile(c) for c, *_ in code}
-        functions = [value for *_, value in code if inspect.isfunction(value)] + [each_step]
-        if any(f.__code__.co_filename not in files for f in functions) or torchs != TORCH_FORWARDS:
-            return None  # replaced while running
-        here = Path(__file__).parent
-        texts = [Path(f).read_text(encoding="utf-8") for f in sorted({*files, *map(str, here.glob("*.py"))})]
-        names = sorted(f"{c.__module__}.{c.__qualname__}.{name}" for c, name, _ in code)
-        what = [
-            torch.__version__,
-            device,
-            alpha,
-            sorted(map(repr, parts)),
-            names,
-            (here / "cpu.cpp").read_text(),
-            *texts,
-        ]
-        return cache_folder() / f"proved-{hashlib.sha256(repr(what).encode()).hexdigest()[:32]}"
-    except (TypeError, OSError, Unsupported):  # typed into an interpreter; no place to write
+        text = text_of((torch.__version__, sys.version, ENGINE, kind[:-1]))
+        return cache_folder() / f"proved-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    except (Unsupported, TypeError):  # no place to write; an object that only this process has
         return None
 
 
 def prove(net, attached):
-    """None if engine and plain loop agree to 1e-9 in float64 on a batch of `net`'s own shape, else why not.
+    """None if engine and plain loop agree to 1e-9 in float64, else why not.
 
-    Compared are voltages, gradients and running statistics, in training and in eval mode, on copies with gammas
-    and running statistics of their own, so that every layer spikes. The net and the random generators stay as they are.
+    Compared are voltages, gradients (those of the images too) and running statistics, in training and in eval mode: of
+    the net's own shape over its first steps, and of a few of its channels over all steps with larger numbers of both
+    signs. That on copies, so that the net and the random generators stay as they are.
     """
     device, layers = net.readout.weight.device, net.layers()
     delay = sum(layer.lif.delay for layer in layers)
     dense = sum(s.N * layer.synapse.weight.numel() for s, layer in zip(shapes(net, 2, 1), layers, strict=True))
-    steps = min(net.num_steps, max(3 + delay, min(12, int(WORK / dense))))
+    steps = min(net.num_steps, max(2 + delay, min(12, int(WORK / dense))))
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
             torch.manual_seed(0)
-            twin = _twin(net)
-            images = torch.randn(2, *net.encoder.input_shape, dtype=torch.float64, device=device) * 1.5
-            for training in (True, False):
-                results = []
-                for each in (copy.deepcopy(twin), attached(copy.deepcopy(twin), trusted=True)):
-                    torch.manual_seed(1)
-                    each.train(training)
-                    voltages = each.voltages(images, steps)
-                    loss = F.cross_entropy(voltages[-1], torch.zeros(2, dtype=torch.long, device=device))
-                    (loss + voltages.sin().mean()).backward()
-                    found = {name: p.grad for name, p in each.named_parameters()} | dict(each.named_buffers())
-                    results.append({"output": voltages.detach()} | found)
-                if odd := next((name for name in results[0] if _differ(*(r[name] for r in results))), None):
+            for twin, count in ((_twin(net), steps), (_narrow(_twin(net, 4.0)), net.num_steps)):
+                if odd := _first_difference(twin, count, attached):
                     return f"its {odd} is not what the net's own code computes"
     except Exception as error:  # the parts may be anybody's
         said = " ".join(str(error).split())[:120]
@@ -269,22 +315,68 @@ def prove(net, attached):
     return None
 
 
-def _twin(net):
-    """A float64 copy of a net, plain, without hooks, in which every layer spikes."""
+def _first_difference(net, steps, attached):
+    """What of the results of a net, run fused, is not as run plain; None if all is."""
+    device = net.readout.weight.device
+    images = torch.randn(2, *net.encoder.input_shape, dtype=torch.float64, device=device) * 1.5
+    for training in (True, False):
+        results = []
+        for each in (copy.deepcopy(net), attached(copy.deepcopy(net), trusted=True)):
+            torch.manual_seed(1)
+            seen = images.clone().requires_grad_()
+            voltages = each.train(training).voltages(seen, steps)
+            loss = F.cross_entropy(voltages[-1], torch.zeros(2, dtype=torch.long, device=device))
+            named = dict(each.named_parameters())
+            found = torch.autograd.grad(loss + voltages.sin().mean(), [seen, *named.values()], allow_unused=True)
+            names = (f"gradient of {name}" for name in ("the images", *named))
+            gradients = dict(zip(names, found, strict=True))
+            results.append({"output": voltages.detach()} | gradients | dict(each.named_buffers()))
+        if odd := next((name for name in results[0] if _differ(*(r[name] for r in results))), None):
+            return odd
+    return None
+
+
+def _twin(net, size=1.0):
+    """A float64 copy of a net, plain, without hooks, in which every layer spikes; size: of its gammas and betas."""
     memo = {
         id(v): type(v)() for m in net.modules() for k, v in vars(m).items() if k.endswith("hooks") and v is not None
     }
     twin = copy.deepcopy(net, memo)
     twin.__class__ = plain_class(net)
     twin.double().requires_grad_(True)
-    ranges = {"bias": (-0.2, 0.4), "weight": (0.6, 1.6), "running_var": (0.2, 0.6), "running_mean": (-0.2, 0.2)}
+    twin.encoder.straight_through = True
+    low = 0.6 if size == 1 else -1.6 * size
+    ranges = {"bias": (-0.2 * size, 0.4 * size), "weight": (low, 1.6 * size), "running_var": (0.2, 0.6)}
     for layer in twin.layers():
         if not layer.norm.batch_norms(1):
-            layer.synapse.weight.data *= 2.5
+            layer.synapse.weight.data *= 2.5 * size
         for name, value in [*layer.norm.named_parameters(), *layer.norm.named_buffers()]:
-            if (last := name.rpartition(".")[2]) in ranges:
-                value.data.uniform_(*ranges[last])
+            if value.is_floating_point():
+                value.data.uniform_(*ranges.get(name.rpartition(".")[2], (-0.2, 0.2)))
     return twin
+
+
+def _narrow(net, width=8):
+    """Leave `width` channels of each layer of a net, in place, and return it."""
+    channels = net.encoder.input_shape[-3]
+    for layer in net.layers():
+        features, keep = len(layer.synapse.weight), min(width, len(layer.synapse.weight))
+        for name, value in vars(layer.norm).items():
+            if value == features and type(value) is int:
+                setattr(layer.norm, name, keep)
+        for value in [*layer.norm.parameters(), *layer.norm.buffers()]:
+            if value.shape[-1:] == (features,):
+                value.data = value.data[..., :keep].contiguous()
+        _cut(layer.synapse, keep, channels, width)
+        channels = features
+    _cut(net.readout, len(net.readout.weight), channels, width)
+    return net
+
+
+def _cut(synapse, outputs, channels, width):
+    """Leave the first outputs of a synapse, and `width` of the `channels` of its input."""
+    weight = synapse.weight.data.unflatten(1, (channels, -1))[:outputs, : min(width, channels)]
+    synapse.weight.data = weight.flatten(1, 2).contiguous()
 
 
 def _differ(a, b):

@@ -162,7 +162,8 @@ def _lif_backward(
                 t = start + s
                 v = tl.load(x + t * full + inputs, mask=inside, other=0.0).to(acc)
                 u, _, m = _step(m, _vector(a, t, c, C) * v + _vector(b, t, c, C), LEAK, THETA, FIRE_FIRST)
-                h = tl.maximum(1.0 - tl.abs(u * (1.0 / THETA) - 1.0), 0.0)
+                h = 1.0 - tl.abs(u * (1.0 / THETA) - 1.0)
+                h = tl.where(h < 0.0, 0.0, h)  # keeps a NaN
                 tl.store(scratch + s * SIZE, h.to(scratch.dtype.element_ty))
             tl.debug_barrier()
             for r in tl.range(steps, num_stages=STAGES):

@@ -381,11 +381,20 @@ def test_results_do_not_depend_on_the_number_of_threads():
     assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
 
-def test_images_that_want_a_gradient_take_the_plain_loop():
-    net = fused.attach(make_net(encoding="direct"))
-    images = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
-    net(images).sum().backward()
-    assert images.grad.abs().max() > 0
+@pytest.mark.parametrize("save_memory", [None, 3])
+@pytest.mark.parametrize("arch", ["tiny", "tiny_fc"])
+@pytest.mark.parametrize("encoding", ["direct", "poisson"])
+def test_the_gradient_of_the_images_is_that_of_the_plain_loop(encoding, arch, save_memory):
+    net = make_net(arch, T=5, encoding=encoding)
+    net.encoder.straight_through = True
+    gradients = []
+    for each in (net, fused.attach(copy.deepcopy(net), save_memory)):
+        images = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        torch.manual_seed(0)
+        F.cross_entropy(each(images.requires_grad_()), torch.arange(2)).backward()
+        gradients.append(images.grad)
+    assert (gradients[0] != 0).double().mean() > 0.5
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-9)
 
 
 def test_second_backward_pass_is_refused():
