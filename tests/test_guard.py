@@ -221,7 +221,7 @@ def test_a_default_device_changes_nothing(device):
 def test_a_nan_spreads_as_in_the_plain_loop(where):
     found = []
     for attach in (lambda net: net, fused.attach):
-        net, images = attach(make_net()), IMAGES.clone()
+        net, images = attach(make_net(encoding="direct")), IMAGES.clone()
         place = {"weight": net.conv2.weight, "gamma": net.bntt2[1].weight, "image": images}[where]
         place.data.flatten()[3] = float("nan")
         torch.manual_seed(0)
