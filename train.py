@@ -260,7 +260,7 @@ def train(args, argv, signals, stack):
     print(f"run folder {folder}; {sum(p.numel() for p in net.parameters()):,} parameters; {device}")
     print(f"engine: {engine}, mixed precision {args.amp}" + (f" (not fused: {reason})" if reason else ""))
 
-    curves = runs.Curves(folder / "tensorboard", run.epoch + 1)
+    curves = stack.enter_context(runs.curves(folder / "tensorboard", run.epoch + 1))
     signals.run = run
     while run.epoch < args.num_epochs:
         lr = utill.learning_rate(args.lr, run.epoch, args.num_epochs, args.lr_schedule)
@@ -277,7 +277,7 @@ def train(args, argv, signals, stack):
         run.best = record if is_best else run.best
         # A run killed before `last` does the end of the epoch again, and writes these two again.
         runs.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in run.log))
-        curves.write(record, net.gammas())
+        runs.write_curves(curves, record, net.gammas())
         run.save()
         if is_best:  # after `last`, which so never names an older epoch as the best than this file holds
             run.save("best.pth.tar")

@@ -101,8 +101,8 @@ class DataFacts(NamedTuple):
 
 
 def is_name(text):
-    """Whether a class may be called so: not too long, no control characters, and encodable."""
-    return len(text) <= 255 and not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
+    """Whether a class may be called so: a text, not too long, without control characters, and encodable."""
+    return isinstance(text, str) and len(text) <= 255 and not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
 
 
 # ---- Machine ------------------------------------------------------------------------------------
