@@ -73,16 +73,13 @@ def check_weights(args, checkpoint, facts):
         raise UserError(f"{another}: it has {steps} time-steps with a norm of their own, not {asked}{hint}")
     with torch.device("meta"):
         expected = build_net(args, facts).state_dict()
-    for name, tensor in expected.items():
-        if name not in state:
-            raise UserError(f"{another}: it has no {name}")
-        if state[name].shape != tensor.shape or state[name].is_floating_point() != tensor.is_floating_point():
-            raise UserError(
-                f"{another}: size mismatch for {name}: it is {list(state[name].shape)} of {state[name].dtype}, "
-                f"not {list(tensor.shape)} of {tensor.dtype}"
-            )
-    if state.keys() > expected.keys():
-        raise UserError(f"{another}: that has no {min(state.keys() - expected.keys())[:100]}")
+    for name in sorted(expected.keys() | state.keys()):
+        there, here = state.get(name), expected.get(name)
+        if there is None or here is None:
+            raise UserError(f"{another}: {'it has no' if there is None else 'that has no'} {name[:100]}")
+        if there.shape != here.shape or there.is_floating_point() != here.is_floating_point():
+            kinds = [f"{list(tensor.shape)} of {tensor.dtype}" for tensor in (there, here)]
+            raise UserError(f"{another}: size mismatch for {name}: it is {kinds[0]}, not {kinds[1]}")
 
 
 def load_net(args, checkpoint, facts, device):
@@ -128,12 +125,10 @@ def parse_with_checkpoint(parser, argv=None):
     checkpoint = runs.load_checkpoint(path)
     apply_settings(parser, path, checkpoint)
     if "config" in checkpoint:
-        settings = checkpoint["config"]
         args = parser.parse_args(argv)
-        if args.dvs_split != settings.get("dvs_split", args.dvs_split):
-            raise UserError(f"{path} was trained with --dvs_split {settings['dvs_split']}: test it on the same")
-        if args.norm_stats != settings.get("norm_stats", args.norm_stats):
-            raise UserError(f"{path} was trained with --norm_stats {settings['norm_stats']}: test it with the same")
+        for key in ("dvs_split", "norm_stats"):  # with the other, recordings it trained on would be tested
+            if getattr(args, key) != (trained := checkpoint["config"].get(key, getattr(args, key))):
+                raise UserError(f"{path} was trained with --{key} {trained}: test it with the same")
         check_weights(args, checkpoint, DataFacts(**checkpoint["data"]))
         return args, checkpoint
     authors = {"global_step", "accuracy"} <= checkpoint.keys()
@@ -280,4 +275,5 @@ def known_data(checkpoint):
     """What `build_loaders` takes from a checkpoint, {} of an authors' one: facts of the data, seed of their split."""
     if "config" not in checkpoint:
         return {}
-    return {"facts": DataFacts(**checkpoint["data"]), "split_seed": checkpoint["config"].get("seed")}
+    seed = checkpoint["config"].get("seed")
+    return {"facts": DataFacts(**checkpoint["data"]), "split_seed": None if seed is None else int(seed)}

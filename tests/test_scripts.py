@@ -490,7 +490,7 @@ def write_users_files(trained):
     state = weights(trained.checkpoint)
     other_shape = state | {"fc2.weight": torch.ones(7, 1024)}
     torch.save(torch.load(trained.checkpoint) | {"state_dict": other_shape}, "shape.tar")
-    edit(trained.checkpoint, "type.tar", config={"num_steps": "3"})
+    edit(trained.checkpoint, "type.tar", config={"num_steps": "three"})
     edit(trained.checkpoint, "lacks.tar", config={"leak_mem": None})
     edit(trained.checkpoint, "lacks-data.tar", data={"mean": None})
     Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save("image.png")
@@ -515,8 +515,8 @@ BAD_INPUT = [
     ("train --arch vgg7", "invalid choice: 'vgg7'"),
     ("train --dataset imagenet", "invalid choice: 'imagenet'"),
     ("train --config typo.yaml", "typo.yaml: unknown key 'learning_rate'"),
-    ("train --config type.yaml", "type.yaml: num_steps must be an integer"),
-    ("train --config missing.yaml", "cannot read the config missing.yaml"),
+    ("train --config type.yaml", "type.yaml: num_steps: expected an integer"),
+    ("train --config missing.yaml", "cannot read missing.yaml: No such file"),
     ("train --num_steps 0", "expected an integer of at least 1"),
     ("train --leak_mem 0", "expected a number in (0, 1]"),
     ("train --leak_mem 1.5", "expected a number in (0, 1]"),
@@ -546,7 +546,7 @@ BAD_INPUT = [
     ("CHECKPOINT shape.tar", "holds another net than vgg9 as asked for: size mismatch for fc2.weight"),
     ("CHECKPOINT good.tar --num_steps 4", "good.tar holds another net"),
     ("CHECKPOINT good.tar --arch vgg11", "img_size of vgg11 must be at least 16, got 8"),
-    ("CHECKPOINT type.tar", "num_steps must be an integer of at least 1 and at most 10000, got '3'"),
+    ("CHECKPOINT type.tar", "num_steps: expected an integer of at least 1 and at most 10000, got 'three'"),
     ("CHECKPOINT lacks.tar", "lacks.tar cannot be rebuilt: its config lacks leak_mem"),
     ("CHECKPOINT lacks-data.tar", "missing 1 required positional argument: 'mean'"),
     ("CHECKPOINT good.tar --dataset imagefolder --data_dir missing", "data folder missing does not exist"),
