@@ -72,7 +72,7 @@ def entry_point(main):
         except UserError as error:
             return refuse(error)
         except OSError as error:
-            return refuse(f"cannot use {error.filename}: {reason_of(error)}" if error.filename else error)
+            return refuse(f"cannot use {error.filename}: {reason_of(error)}" if error.filename else reason_of(error))
         except (MemoryError, RuntimeError) as error:
             # PyTorch has a class of its own for a GPU that is full, but not for the rest of the machine
             words = ("allocate memory", "not enough memory", "size calculation overflowed")

@@ -615,7 +615,7 @@ def test_a_run_folder_that_cannot_be_made_is_one_sentence(tmp_path, monkeypatch)
     )
     outcome = go(tmp_path / "run")
     assert (outcome.code, len(outcome.err)) == (2, 1)
-    assert outcome.err[0].endswith("error: [Errno 13] Permission denied")
+    assert outcome.err[0].endswith("error: Permission denied")
 
 
 # ---- Numbers that fail ---------------------------------------------------------------------------

@@ -68,6 +68,41 @@ def test_a_user_error_is_one_line_and_exit_code_2(capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError(13, "Permission denied", "runs/x"), "cannot use runs/x: Permission denied"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_a_file_that_the_system_refuses_is_one_line_that_names_it(capsys, error, words):
+    @utill.entry_point
+    def main(argv=None):
+        raise error
+
+    assert main([]) == 2
+    assert capsys.readouterr().err.endswith(f"error: {words}\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyError("x"), r"^cannot read a.bin \('x'\): it is damaged or of another kind, mend or replace it$"),
+        (FileNotFoundError(2, "No such file", "a.bin"), "^cannot read a.bin: No such file$"),
+        (UserError("a.bin holds no events"), "^a.bin holds no events$"),
+    ],
+)
+def test_whatever_a_damaged_file_raises_is_one_sentence_that_names_it(error, words):
+    with pytest.raises(UserError, match=words), utill.reading("a.bin"):
+        raise error
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_what_is_no_damage_passes_while_a_file_is_read(error):
+    with pytest.raises(error), utill.reading("a.bin"):
+        raise error
+
+
 def test_a_bug_is_not_taken_for_a_mistake_of_the_user():
     @utill.entry_point
     def main(argv=None):
