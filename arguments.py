@@ -42,14 +42,14 @@ def path(text):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults, but for None, where the help text says what happens."""
+    """Shows the defaults, except None, where the help text says what happens."""
 
     def _get_help_string(self, action):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose errors are `UserError`s in one sentence. Flags are not to be abbreviated."""
+    """argparse whose errors are `UserError`s in one sentence. Flags cannot be abbreviated."""
 
     def __init__(self, description=None, **options):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False, **options)
@@ -114,7 +114,7 @@ def add_data_arguments(parser, datasets):
     add("--img_size", default=None, type=size, help="resize to this (default: as the data is)")
     add("--batch_size", default=256, type=positive_int, help="training batch; testing uses twice it")
     add("--num_workers", default=4, type=processes, help="data loading processes (0: in this one)")
-    add("--limit_test", default=None, type=positive_int, help="use so many test images (default: all)")
+    add("--limit_test", default=None, type=positive_int, help="use this many test images (default: all)")
     own = "mean and std: the data set's own, or CIFAR-10's for all as the authors"
     add("--norm_stats", default="own", choices=["own", "authors"], help=own)
     add("--permuted", action="store_true", help="smnist: pixels in one fixed random order")
@@ -135,7 +135,7 @@ def add_run_arguments(parser):
     add("--engine", default="auto", choices=["auto", "plain", "fused"], help=engines)
     amp = "mixed precision; auto: bf16 where the processor has instructions for it"
     add("--amp", default="off", choices=["off", "auto", "bf16", "fp16"], help=amp)
-    kept = "fused engine: keep only the membranes of every so many time-steps"
+    kept = "fused engine: keep the membranes of every STEPS-th time-step alone"
     add("--save_memory", default=None, type=positive_int, metavar="STEPS", help=kept)
 
 

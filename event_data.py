@@ -28,7 +28,7 @@ VERSION = 2  # raise it whenever reading or binning changes: older caches are th
 CHUNK = 100  # recordings that one job bins
 MOST_UNPACKED = 16 << 30  # bytes of one zip: far more than those of CIFAR10-DVS and N-MNIST have
 MOST_LATE = 10_000  # microseconds by which an event may come too late in a file; more is damage
-CLOCK = 1 << 32  # after so many microseconds the clock of an AEDAT file starts at 0 again
+CLOCK = 1 << 32  # microseconds after which the clock of an AEDAT file starts at 0 again
 # Folders below data_dir, in the order they are looked into: SpikingJelly's, tonic's
 NMNIST_FOLDERS = ["", "NMNIST", "extract", "download"]
 CIFAR10_DVS_FOLDERS = ["", "CIFAR10DVS", "extract", "download"]
@@ -57,17 +57,12 @@ class Mended(UserWarning):
 
 
 def in_words(unsorted, late, wrapped):
-    """What was mended in so many recordings, in words; late: events."""
+    """What was mended, in words: events out of order, and recordings with them or a wrapped clock."""
     clock = f"a clock that wrapped round in {wrapped}"
     return ", ".join([f"{late} events out of order in {unsorted}"] * bool(late) + [clock] * bool(wrapped))
 
 
 # ---- Readers -----------------------------------------------------------------------------------
-
-
-def records(data, width):
-    """The bytes of the events, uint8 [E, width]; ValueError where the last event is not whole."""
-    return np.frombuffer(data, np.uint8).reshape(-1, width)
 
 
 def checked(path, events, sensor):
@@ -101,7 +96,7 @@ def read_nmnist(path):
     is damaged.
     """
     with reading(path):
-        x, y, high, middle, low = records(Path(path).read_bytes(), 5).T.astype(np.int64)
+        x, y, high, middle, low = np.fromfile(path, np.uint8).reshape(-1, 5).T.astype(np.int64)
         t = (high & 127) << 16 | middle << 8 | low
         # Row 240 is no event: it moves time on by 2**13 us (Orchard's eventvision.py; his Matlab reader and
         # SpikingJelly's do not know it). N-MNIST lasts 0.3 s and has none in the 1,100 files looked at.
@@ -123,7 +118,7 @@ def read_aedat(path):
             raise ValueError("its first line must be #!AER-DAT2.0")
         while data.startswith(b"#", start):  # an address cannot: its first two bytes are 0
             start = data.find(b"\n", start) + 1 or len(data)
-        address, t = records(data[start:], 8).view(">u4").T.astype(np.int64)
+        address, t = np.frombuffer(data[start:], ">u4").reshape(-1, 2).T.astype(np.int64)
         if (address >> 16).any():
             raise ValueError("an event lies outside the 128x128 sensor")
         pixel = address >> 15 == 0  # bit 15 marks a signal from outside: SpikingJelly counts it as an event, we do not

@@ -58,7 +58,6 @@ STRAY_FOLDERS = {"@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snaps
                  "$recycle.bin", "lost+found", "system volume information"}  # fmt: skip
 # What a split's folder may be called; the first that is there is read.
 SPLIT_FOLDERS = {"train": ["train"], "test": ["test", "val", "valid", "validation"]}
-OTHER = "of other kinds"  # files that are left out
 CHUNK = 1000  # images one decoding job returns
 DIGITS = [str(k) for k in range(10)]
 
@@ -256,19 +255,12 @@ def tiny_imagenet_val(folder, wnids):
 def tiny_imagenet_sorted(folder, wnids):
     """[(path, wnid)] of val/<wnid>/*.JPEG or val/<wnid>/images/*.JPEG, in the published order: by number.
 
-    UserError if a class has no folder or a folder no class, or val_annotations.txt, if it is still there, disagrees.
+    UserError if a class has no folder, or another folder has files in it: they were sorted by half.
     """
     odd = [path.name for path in subfolders(folder) if path.name not in wnids and visible(path)]
     if odd:
-        raise UserError(f"{folder} has images in {odd[0]}/, which is no class of wnids.txt: move them into their class "
-                        f"folders or unpack the published archive again")  # fmt: skip
+        raise UserError(f"{folder} has files in {odd[0]}/, no class of wnids.txt: unpack the published archive again")
     found = [(path, wnid) for wnid in wnids for path in class_jpegs(folder / wnid)]
-    notes = folder / "val_annotations.txt"
-    if notes.exists():
-        named = {tuple(line.split()[:2]) for line in read_lines(notes)}
-        if differ := sorted(named ^ {(path.name, wnid) for path, wnid in found}):
-            raise UserError(f"{notes} and the class folders beside it do not agree on {differ[0][0]}: unpack the "
-                            f"published archive again")  # fmt: skip
     return sorted(found, key=lambda pair: (int("0" + re.sub(r"\D", "", pair[0].stem)), pair[0].name))
 
 
@@ -326,7 +318,7 @@ def fetch_mnist(root):
 def image_tree(root, train_too, img_size, classes=None, whose=None, forbidden=()):
     """Raw of root/train/<class>/** and root/test/<class>/** (or val/), its statistics, a note and a record with it.
 
-    classes: those it must have, which are `whose`; None: those of the test images, sorted. forbidden: suffixes.
+    classes: the names it must have, `whose` says of what; None: those of the test images, sorted. forbidden: suffixes.
     Raises UserError as `imagefolder` says.
     """
     left_out, files, splits = Counter(), {}, ["train", "test"] if train_too else ["test"]
@@ -335,18 +327,14 @@ def image_tree(root, train_too, img_size, classes=None, whose=None, forbidden=()
         files[split] = list_images(folders[split], left_out)
     wanted = classes or sorted(files["test"])
     for split in splits:
-        lacks, besides = sorted(set(wanted) - set(files[split])), sorted(set(files[split]) - set(wanted))
-        if lacks or besides:
-            faults = [f"lacks {', '.join(lacks[:5])}"] if lacks else []
-            faults += [f"has {', '.join(besides[:5])} besides"] if besides else []
+        if differ := sorted(set(wanted) ^ set(files[split])):
             whose = whose or f"the same classes as {folders['test']}"
-            raise UserError(f"{folders[split]} must hold {whose}, one folder each: it {' and '.join(faults)}")
+            raise UserError(f"{folders[split]} must hold {whose}, one folder each: see {', '.join(differ[:5])}")
 
     def load(split):
         paths = [path for name in wanted for path in files[split][name]]
         if lossy := next((path for path in paths if Path(path).suffix.lower() in forbidden), None):
-            raise UserError(f"{lossy} is a JPEG file, so its pixels are not the published ones: use lossless files, "
-                            f"or read these by --dataset imagefolder")  # fmt: skip
+            raise UserError(f"{lossy} is a JPEG file, not with the published pixels: read it by --dataset imagefolder")
         labels = [k for k, name in enumerate(wanted) for _ in files[split][name]]
         images, stats = cached_images(root, split, paths, img_size)
         return Split(images, torch.tensor(labels)), stats
@@ -354,9 +342,7 @@ def image_tree(root, train_too, img_size, classes=None, whose=None, forbidden=()
     train, stats = load("train") if train_too else (None, None)
     note = ", ".join(f"{folders[split].name}/ {sum(map(len, files[split].values())):,} images" for split in splits)
     if left_out:
-        most, rest = left_out.most_common(5), sum(left_out.values()) - sum(n for _, n in left_out.most_common(5))
-        kinds = [f"{count:,} {kind}" for kind, count in [*most, *([(OTHER, rest)] if rest else [])]]
-        note += f"; files left out: {', '.join(kinds)}"
+        note += f"; left out: {', '.join(f'{count:,} {kind}' for kind, count in left_out.most_common())}"
     layout = ", ".join(f"{folder.name}/<class>/" for folder in folders.values())
     record = {"layout": layout, "left_out": dict(left_out)}
     return Raw(train, load("test")[0], list(wanted), stats, f"{root}: {note}", record)
@@ -364,13 +350,10 @@ def image_tree(root, train_too, img_size, classes=None, whose=None, forbidden=()
 
 def split_folder(root, split):
     """The folder of a split below root, by its usual names; UserError if there is none."""
-    if not root.is_dir():
-        raise UserError(f"data folder {root} does not exist: name one with train/<class>/ and test/<class>/ inside")
-    names = SPLIT_FOLDERS[split]
-    found = next((root / name for name in names if (root / name).is_dir()), None)
+    found = next((root / name for name in SPLIT_FOLDERS[split] if (root / name).is_dir()), None)
     if not found:
-        either = f"{names[0]}/" + "".join(f" and no {name}/" for name in names[1:2])
-        raise UserError(f"data folder {root} has no {either}: it must hold train/<class>/ and test/<class>/")
+        names = "/ or ".join(SPLIT_FOLDERS[split][:2])
+        raise UserError(f"data folder {root} has no {names}/: it must hold train/<class>/ and test/<class>/")
     return found
 
 
@@ -437,7 +420,7 @@ def kind_of(name, where=""):
         return "hidden" if name.startswith(".") else f"{name}/"
     suffix = Path(name).suffix.lower()
     if not suffix.isprintable() or len(suffix) > 10:
-        return OTHER
+        return "of other kinds"
     return (suffix or "without a suffix") + (where if suffix in IMAGE_SUFFIXES else "")
 
 

@@ -16,7 +16,6 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -36,7 +35,7 @@ import utill
 from utill import DataFacts, Stopped, UserError, is_name, reading, reason_of
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # of weights in a checkpoint
-# Flags that a resumed run may change: they change nothing learnt, and no number of its log.
+# Flags that a resumed run may change: they change neither the weights nor a number of its log.
 RESUMABLE = ("num_workers", "data_dir", "data_on_device", "save_every", "train_display_freq", "test_display_freq")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module")  # where others keep a state dict
 PREFIXES = ("module", "_orig_mod", "model", "net")  # of DataParallel, of torch.compile, of a wrapper's attribute
@@ -51,21 +50,19 @@ def write_atomically(path, write):
 
     A kill at any moment leaves the old file or the new one. UserError if the disk does not take it.
     """
-    path, temporary = Path(path), None
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
+        with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {reason_of(error)}") from error
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):  # it is in place, or its folder is gone
-                os.unlink(temporary)
+        with contextlib.suppress(OSError):  # it is in place, or its folder is gone
+            os.unlink(temporary)
 
 
 def write_text(path, text):
@@ -101,10 +98,12 @@ def _numpy_scalar(dtype, data):
     return value
 
 
-def _numpy_scalar_globals():
-    """What an authors' checkpoint needs to unpickle: its `accuracy` is a numpy scalar."""
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    return [(_NumpyDtype, "numpy.dtype"), *((_numpy_scalar, name) for name in names)]
+# What an authors' checkpoint needs to be unpickled: its `accuracy` is a numpy scalar.
+NUMPY_SCALAR = [
+    (_NumpyDtype, "numpy.dtype"),
+    (_numpy_scalar, "numpy.core.multiarray.scalar"),
+    (_numpy_scalar, "numpy._core.multiarray.scalar"),
+]
 
 
 def load_checkpoint(path):
@@ -118,7 +117,7 @@ def load_checkpoint(path):
     with reading(path):
         size = _checked_size(path)
         try:
-            with torch.serialization.safe_globals(_numpy_scalar_globals()), warnings.catch_warnings():
+            with torch.serialization.safe_globals(NUMPY_SCALAR), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of pickle protocols: what follows says it in one sentence
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
@@ -157,7 +156,7 @@ def _checked(checkpoint, size):
         checkpoint = {k: v for k, v in checkpoint.items() if where and k not in ("config", where)}
     names = {name: ".".join(part for part in name.split(".") if part not in PREFIXES) for name in state}
     if len({*names.values()}) < len(names):
-        raise ValueError("but for a prefix, two of its tensors have one name")
+        raise ValueError("two of its tensors have the same name, apart from a prefix")
     if "config" in checkpoint:  # ours, not the authors'
         config, known = _plain_dict(checkpoint["config"]), _plain_dict(checkpoint["data"])
         checkpoint, facts = checkpoint | {"config": config, "data": known}, DataFacts(**known)
@@ -428,11 +427,10 @@ class Run:
         self.epoch_seconds += self.tick()
         progress = {key: getattr(self, key) for key in ("step", "log", "best", "seconds", "epoch_seconds")}
         meters = {key: vars(getattr(self, key)) for key in ("losses", "rights")}
-        return {
-            "global_step": self.epoch, "state_dict": self.net.state_dict(), "accuracy": self.accuracy,
-            **self.constants, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-            "progress": progress | meters, "random_state": utill.random_state(self.device),
-        }  # fmt: skip
+        parts = {"state_dict": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
+        parts |= {"scaler": self.scaler.state_dict(), "random_state": utill.random_state(self.device)}
+        progress = {"global_step": self.epoch, "accuracy": self.accuracy, "progress": progress | meters}
+        return {**progress, **parts, **self.constants}
 
     def where(self):
         """How far it is, in words."""
@@ -450,9 +448,9 @@ class Run:
     def restore(self, checkpoint, defaults, now):
         """Take up the run of `checkpoint`. Raises UserError where it is of another config or data, or not whole.
 
-        More epochs are no other config, nor fewer of a run that is finished, whose number then replaces that of our
-        config; nor a device or an engine under another name that it ran on already. defaults: {flag: value}
-        for flags newer than the checkpoint. now: the `environment` in which it goes on.
+        Some flags may differ: a larger number of epochs; a smaller one of a finished run, which then keeps its own;
+        another name for the device or engine that it ran on. defaults: {flag: value} for flags newer than the
+        checkpoint. now: the `environment` in which it continues.
         """
         with reading(self.folder / "last.pth.tar"):
             ours, known = self.constants["config"], self.constants["data"]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 
 class UserError(Exception):
-    """A mistake the user can mend, said in one sentence: the scripts print it and exit with 2."""
+    """A mistake the user can correct, said in one sentence: the scripts print it and exit with 2."""
 
 
 class Stopped(BaseException):
@@ -51,7 +51,7 @@ def reading(path):
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}") from error
     except Exception as error:
-        why = f"({reason_of(error)}): it is damaged or of another kind, mend or replace it"
+        why = f"({reason_of(error)}): it is damaged or of another kind, correct or replace it"
         raise UserError(f"cannot read {path} {why}") from error
 
 

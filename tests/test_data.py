@@ -575,7 +575,7 @@ def test_files_that_are_no_samples_are_left_out_and_counted(tree, capsys):
     loaders = build_loaders(folder(tree))
     assert len(loaders.train.maker.split.labels) == 12
     said = capsys.readouterr().out
-    assert said.startswith(f"data: {tree}: train/ 12 images, test/ 6 images; files left out: ")
+    assert said.startswith(f"data: {tree}: train/ 12 images, test/ 6 images; left out: ")
     kinds = {"2 hidden", "1 .png beside the class folders", "1 .db", "1 @eaDir/"}
     assert set(said.strip().split("left out: ")[1].split(", ")) == kinds
 
@@ -750,7 +750,7 @@ def test_cifar_classes_are_as_many_as_they_should_be():
     ("spoil", "message"),
     [
         (lambda cat: Image.fromarray(pixels(32, 32, 3)).save(cat / "a.jpg"), "a.jpg is a JPEG file"),
-        (lambda cat: cat.rename(cat.with_name("kitten")), "classes of CIFAR10.* lacks cat and has kitten besides"),
+        (lambda cat: cat.rename(cat.with_name("kitten")), "classes of CIFAR10.* see cat, kitten"),
         (lambda cat: Image.fromarray(pixels(9, 9, 3)).save(cat / "a.png"), "a.png is not 32x32"),
     ],
 )
@@ -1027,12 +1027,12 @@ def break_other_test_size(root):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (break_nothing_there, "does not exist"),
+        (break_nothing_there, "has no train/"),
         (break_empty, "has no train/"),
-        (break_no_test, "has no test/"),
+        (break_no_test, "has no test/ or val/"),
         (break_no_class, "train is empty"),
         (break_class_without_image, "train/eel has no image"),
-        (break_classes_differ, "the same classes as .*test.* lacks eel and has dog besides"),
+        (break_classes_differ, "the same classes as .*test.* see dog, eel"),
         (break_truncated, "cannot read image .*train/dog/004.png"),
         (break_not_an_image, "cannot read image .*test/dog/002.png"),
         (break_dangling_link, "link.png"),

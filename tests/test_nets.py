@@ -118,7 +118,7 @@ def test_the_norm_of_a_state_dict_is_read_off_its_names_and_its_time_steps_must_
 def test_two_tensors_of_one_name_but_for_a_prefix_are_refused(whole, tmp_path):
     state = whole["state_dict"]
     torch.save(state | {"module.conv1.weight": state["conv1.weight"]}, tmp_path / "c.pth")
-    with pytest.raises(UserError, match="two of its tensors have one name"):
+    with pytest.raises(UserError, match="two of its tensors have the same name"):
         runs.load_checkpoint(tmp_path / "c.pth")
 
 

@@ -87,7 +87,7 @@ def test_a_file_that_the_system_refuses_is_one_line_that_names_it(capsys, error,
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (KeyError("x"), r"^cannot read a.bin \('x'\): it is damaged or of another kind, mend or replace it$"),
+        (KeyError("x"), r"^cannot read a.bin \('x'\): it is damaged or of another kind, correct or replace it$"),
         (FileNotFoundError(2, "No such file", "a.bin"), "^cannot read a.bin: No such file$"),
         (UserError("a.bin holds no events"), "^a.bin holds no events$"),
     ],
@@ -438,7 +438,7 @@ def saved(value):
 def test_a_file_that_is_no_whole_checkpoint_is_a_user_error(tmp_path, content):
     path = tmp_path / "x.pth.tar"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"cannot read .*x.pth.tar \(.*mend or replace it"):
+    with pytest.raises(UserError, match=r"cannot read .*x.pth.tar \(.*correct or replace it"):
         runs.load_checkpoint(path)
 
 
@@ -639,7 +639,7 @@ def test_numbers_that_are_not_in_the_older_format_are_not_waited_for(tmp_path):
     content = path.read_bytes()
     assert b"K\x05" in content
     path.write_bytes(content.replace(b"K\x05", b"J\xff\xff\xff\x7f"))  # 8 GB
-    with pytest.raises(UserError, match="mend or replace it"):
+    with pytest.raises(UserError, match="correct or replace it"):
         runs.load_checkpoint(path)
 
 
