@@ -36,9 +36,7 @@ positive_float = number(float, lambda x: 0 < x < math.inf, "a positive number")
 nonnegative_float = number(float, lambda x: 0 <= x < math.inf, "a number of at least 0")
 
 
-def path(text):
-    """The type of a flag that names a file or folder: `~` is the home folder, in a config file too."""
-    return os.path.expanduser(text)
+path = os.path.expanduser  # of a flag that names a file or folder: ~ is the home folder, in a config file too
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -257,7 +257,8 @@ def tiny_imagenet_sorted(folder, wnids):
 
     UserError if a class has no folder, or another folder has files in it: they were sorted by half.
     """
-    odd = [path.name for path in subfolders(folder) if path.name not in wnids and visible(path)]
+    others = (path for path in visible(folder) if path.is_dir() and path.name not in wnids)
+    odd = [path.name for path in others if visible(path)]
     if odd:
         raise UserError(f"{folder} has files in {odd[0]}/, no class of wnids.txt: unpack the published archive again")
     found = [(path, wnid) for wnid in wnids for path in class_jpegs(folder / wnid)]
@@ -365,11 +366,6 @@ def is_stray(name):
 def visible(folder):
     """Sorted paths in a folder, less what `is_stray`."""
     return sorted(path for path in folder.iterdir() if not is_stray(path.name))
-
-
-def subfolders(folder):
-    """Sorted folders in a folder, linked ones too, less what `is_stray`."""
-    return [path for path in visible(folder) if path.is_dir()]
 
 
 def list_images(folder, left_out):
