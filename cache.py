@@ -5,27 +5,43 @@ Nothing is ever there by half: each is made beside its place and renamed.
 
 import glob
 import hashlib
-import http.client
 import os
-import stat
 import tempfile
-import urllib.request
 import zipfile
-import zlib
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from contextlib import suppress
-from pathlib import Path, PureWindowsPath
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.datasets.utils import check_integrity
+from torchvision.datasets.utils import check_integrity, download_url
 from tqdm import tqdm
 
 from utill import UserError, reason_of
 
 CACHE_VERSION = 4  # raise it whenever decoding or the form of the file changes
-MOST_MEMBERS = 200_000  # of an archive
-BLOCK = 1 << 20  # bytes read at a time
+
+
+@contextmanager
+def aside(path, instead):
+    """A context with a new folder. What is called path.name in it takes the place of `path` when the block is done.
+
+    If anything fails, nothing is left behind: UserError with the reason, and what to do `instead`.
+    """
+    new = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix="tmp-") as folder:
+            yield Path(folder)
+            os.replace(Path(folder) / path.name, path)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # of the disk, the network, or an archive, which may raise anything
+        raise UserError(f"cannot make {path} ({reason_of(error)}): {instead}") from error
+    finally:
+        for folder in new:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 # ---- Cache ---------------------------------------------------------------------------------------
@@ -93,112 +109,61 @@ def read_cache(path, shape):
 def write_cache(path, shape, job, pieces, describe, summary):
     """Run the jobs into the cache file: written aside, synced and renamed, so never half there.
 
-    One file, that data and summary are whole together or not there at all: a .npy of the data, and
+    One file, so that data and summary are whole together or not there at all: a .npy of the data, and
     behind it, as float64, how many values the summary has, and these.
     """
     workers = min(8, os.cpu_count() or 1, len(pieces))
     pool = ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) if workers > 1 else None
     try:
         with (
-            tempfile.TemporaryDirectory(dir=path.parent, prefix="tmp-") as aside,
+            aside(path, "it takes memory and room on the disk; XDG_CACHE_HOME may name another folder") as folder,
             tqdm(total=shape[0], desc=describe, unit="file", disable=None) as bar,
+            open(folder / path.name, "wb") as file,
         ):
-            with open(Path(aside) / path.name, "wb") as file:
-                np.lib.format.write_array_header_1_0(file, dict(descr="|u1", fortran_order=False, shape=tuple(shape)))
-                for result in (pool.map if pool else map)(job, pieces):
-                    array, *more = result if isinstance(result, tuple) else (result,)
-                    file.write(np.ascontiguousarray(array).data)
-                    if summary:
-                        summary.update(array, *more)
-                    bar.update(len(array))
-                values = summary.values() if summary else []
-                file.write(np.array([len(values), *values], "f8").data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(Path(aside) / path.name, path)
-    except BrokenExecutor as error:
-        raise UserError(f"{describe}: a process was killed, perhaps for want of memory") from error
-    except OSError as error:
-        raise UserError(f"cannot write the cache in {path.parent}: {error}") from error
+            np.lib.format.write_array_header_1_0(file, dict(descr="|u1", fortran_order=False, shape=tuple(shape)))
+            for result in (pool.map if pool else map)(job, pieces):
+                array, *more = result if isinstance(result, tuple) else (result,)
+                file.write(np.ascontiguousarray(array).data)
+                if summary:
+                    summary.update(array, *more)
+                bar.update(len(array))
+            values = summary.values() if summary else []
+            file.write(np.array([len(values), *values], "f8").data)
+            file.flush()
+            os.fsync(file.fileno())
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
-        with suppress(OSError):  # succeeds only on an empty folder: nothing is left of a failed first run
+        with suppress(OSError):  # it is not empty
             path.parent.rmdir()
 
 
 # ---- Downloads and archives ------------------------------------------------------------------------
 
 
-def download(url, path, size, md5):
+def download(url, path, md5):
     """Make sure that the published file is at `path`: one that is there is checked, else `url` is fetched.
 
-    size: in bytes. Raises UserError if the file is not of that size and md5 sum, or cannot be fetched;
-    then there is no file at `path` unless it was there before.
+    Raises UserError if the file does not have that md5 sum, or cannot be fetched; then there is no file at `path`
+    unless it was there before.
     """
-    if path.exists():
-        if os.path.getsize(path) != size or not check_integrity(path, md5):
-            raise UserError(f"{path} is incomplete or damaged: remove it and fetch {url} again")
-        return
-    new, digest, got = not path.parent.exists(), hashlib.md5(), 0
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as aside:
-            with (
-                urllib.request.urlopen(url, timeout=60) as answer,
-                open(Path(aside) / path.name, "wb") as file,
-                tqdm(total=size, desc=f"downloading {path.name}", unit="B", unit_scale=True, disable=None) as bar,
-            ):
-                while got <= size and (block := answer.read(BLOCK)):
-                    file.write(block)
-                    digest.update(block)
-                    got += len(block)
-                    bar.update(len(block))
-            if got < size:
-                raise OSError(f"it broke off after {got} of {size} bytes")
-            if digest.hexdigest() != md5:
-                raise OSError("what came is not the published file: its md5 sum differs")
-            os.replace(Path(aside) / path.name, path)
-    except (OSError, http.client.HTTPException) as error:
-        if new:
-            with suppress(OSError):
-                path.parent.rmdir()
-        raise UserError(
-            f"cannot download {url} ({error}): try again, or fetch it on a machine with internet and put "
-            f"{path.name} into {path.parent}"
-        ) from error
+    if not path.exists():
+        instead = f"try again, or fetch {url} on a machine with internet and put {path.name} into {path.parent}"
+        with aside(path, instead) as folder:
+            download_url(url, folder, path.name, md5)
+    elif not check_integrity(path, md5):
+        raise UserError(f"{path} is incomplete or damaged: remove it and fetch {url} again")
 
 
-def extract_zip(path, folder, most_bytes, top=""):
-    """Unpack the whole archive at `path` into `folder`, a new one: aside first, so that it is never there by half.
+def extract_zip(path, folder, most_bytes):
+    """Unpack the archive at `path`, so that the folder of the name of `folder` in it becomes `folder`, a new one.
 
-    most_bytes: how large the unpacked files may be together
-    top: the folder in the archive that becomes `folder`; "" for the archive's root
-    Raises UserError if the archive is cut or damaged, is too large, holds more than MOST_MEMBERS members,
-    a link or a path that leads out of the archive, or the disk is full.
+    most_bytes: how large the unpacked files may be together. Raises UserError if the archive is damaged, too large
+    or has no such folder, or the disk is full. Whatever its members are called, they stay inside: zipfile sees to it.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            check_members(path, members, most_bytes)
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpack-") as aside:
-                inside = Path(aside) / "inside"
-                for member in tqdm(members, desc=f"unpacking {path.name}", unit="file", disable=None):
-                    archive.extract(member, inside)  # no more bytes than the member declares
-                if not (inside / top).is_dir():
-                    raise UserError(f"{path} has no folder {top} in it: fetch it again")
-                os.replace(inside / top, folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} is not a whole zip archive ({error}): remove it and fetch it again") from error
-    except OSError as error:
-        raise UserError(f"cannot unpack {path} into {folder}: {reason_of(error)}") from error
-
-
-def check_members(path, members, most_bytes):
-    """UserError if an archive's members [ZipInfo] are too many or too large, or one would land outside."""
-    if len(members) > MOST_MEMBERS or sum(member.file_size for member in members) > most_bytes:
-        raise UserError(f"{path} is not what it should be: unpacked it would be too large, and is left alone")
-    for member in members:
-        name, kind = PureWindowsPath(member.filename), stat.S_IFMT(member.external_attr >> 16)  # takes / and \ alike
-        if name.anchor or ".." in name.parts or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise UserError(f"{path} is not safe to unpack: {member.filename!r} is a link or leads out of its folder")
+    with aside(folder, f"fetch {path} again; it must hold {folder.name}/") as inside, zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > most_bytes:  # a small zip may hold terabytes of zeros
+            raise ValueError(f"it would unpack to more than {most_bytes:,} bytes")
+        for member in tqdm(members, desc=f"unpacking {path.name}", unit="file", disable=None):
+            archive.extract(member, inside)  # no more bytes than the member declares

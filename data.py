@@ -32,7 +32,7 @@ from torchvision import datasets as published
 import event_data
 import image_data
 from image_data import EPOCH, SUBSET, UNIT_STATS, Raw, Split, read_image, resize, stratified_order
-from utill import DataFacts, UserError, is_name, one_line, reason_of
+from utill import DataFacts, UserError, is_name, one_line
 
 
 class Loaders(NamedTuple):
@@ -244,9 +244,8 @@ def build_loaders(args, train=True, facts=None, split_seed=None):
     limit_train, augment. facts: the DataFacts of the training, if it was before: their mean and std are
     used, their classes checked, so that testing needs no training images. split_seed: args.seed of that
     training, as recordings it trained on must not be tested. The validation part is taken off first,
-    --limit_train from what is left. Raises UserError.
+    --limit_train from what is left. Raises UserError, or OSError where the system refuses a file.
     """
-    check_args(args, train)
     if split_seed is not None:
         args = copy.copy(args)
         args.seed = split_seed
@@ -258,19 +257,18 @@ def build_loaders(args, train=True, facts=None, split_seed=None):
         stats = UNIT_STATS
     if facts:
         stats = facts.mean, facts.std
-    try:
-        raw = row.load(args, train_too=train or stats is None)
-    except OSError as error:
-        raise UserError(f"cannot read {args.dataset} in {args.data_dir}: {error}") from error
-    raw = checked_raw(raw, args, train or stats is None)
+    raw = row.load(args, train_too=train or stats is None)
+    axes = ["N", "T", "C", "H", "W"] if args.encoding == "frames" else ["N", "C", "H", "W"]
+    for name in ("train", "test") if raw.train else ("test",):
+        split = checked_split(getattr(raw, name), f"{name} split of {args.dataset}", axes, len(raw.classes))
+        if args.img_size and args.encoding != "frames":  # event frames were binned to their size
+            split = split._replace(images=resize(split.images, args.img_size))
+        raw = raw._replace(**{name: split})
     if raw.note:
         print(one_line(f"data: {raw.note}"))
-    if args.img_size and args.encoding != "frames":  # event frames were binned to their size
-        train_split = raw.train and raw.train._replace(images=resize(raw.train.images, args.img_size))
-        raw = raw._replace(train=train_split, test=raw.test._replace(images=resize(raw.test.images, args.img_size)))
     channels, height, width = raw.test.images.shape[-3:]
     if height != width or raw.train and raw.train.images.shape[1:] != raw.test.images.shape[1:]:
-        raise UserError(f"the images of {args.dataset} are not all square and of one size: pass --img_size")
+        raise UserError(f"the images of {args.dataset} are not all square and of one shape: pass --img_size")
     if odd := [str(c) for c in raw.classes if not is_name(str(c))]:
         raise UserError(f"the class {odd[0]!r:.100} has too long a name, or control characters in it: rename it")
     if facts and facts.classes != [str(c) for c in raw.classes]:
@@ -302,71 +300,21 @@ def build_loaders(args, train=True, facts=None, split_seed=None):
     return Loaders(train_loader, val_loader, test_loader, facts, raw.record or {})
 
 
-def checked_raw(raw, args, train):
-    """`raw` with images uint8 and labels int64 as tensors; UserError, in one sentence, for what training cannot take.
+def checked_split(split, whose, axes, num_classes):
+    """`split` as tensors, images uint8 and labels int64; its arrays and lists become tensors.
 
-    NumPy arrays and lists become tensors, integer labels int64. args: dataset, encoding. train: whether there must
-    be training images.
+    UserError where training would learn nonsense or fail far from here. axes: names of the images' dimensions.
     """
-    if not isinstance(raw, Raw) or not isinstance(raw.test, Split) or train and not isinstance(raw.train, Split):
-        raise UserError(f"the function of {args.dataset} must return a Raw with {'a train and ' * train}a test Split")
-    if not len(raw.classes):
-        raise UserError(f"{args.dataset} names no classes: give a list of their names")
-    splits = {"test": raw.test} | ({"train": raw.train} if raw.train else {})
-    shape = ["N", "T", "C", "H", "W"] if args.encoding == "frames" else ["N", "C", "H", "W"]
-    splits = {name: checked_split(split, f"{name} {{}} of {args.dataset}", shape, len(raw.classes))
-              for name, split in splits.items()}  # fmt: skip
-    if len(kinds := {split.images.shape[1:-2] for split in splits.values()}) > 1:
-        raise UserError(f"the train and test images of {args.dataset} differ in {' or '.join(shape[1:-2])}: "
-                        f"{' and '.join(str(list(kind)) for kind in kinds)}; give both the same")  # fmt: skip
-    return raw._replace(**splits)
-
-
-def checked_split(split, whose, shape, num_classes):
-    """One Split of `checked_raw`. whose: text with a place for `images` or `labels`; shape: names of dimensions."""
-    what = whose.format("images")
-    images, labels = as_tensor(split.images, what), as_tensor(split.labels, whose.format("labels"))
-    found, wanted = f"the {what} are of the shape {list(images.shape)}", f"[{', '.join(shape)}]"
-    if images.dtype != torch.uint8:
-        fix = "multiply by 255, round and convert" if images.is_floating_point() else "scale and convert"
-        raise UserError(f"the {what} are {str(images.dtype)[6:]}, not uint8 of 0 to 255: {fix} them")
-    if images.ndim != len(shape):
-        fix = "; images[:, None] adds the channel of grey ones" if images.ndim == 3 else ""
-        raise UserError(f"{found}, not {wanted}: reshape them{fix}")
-    if images.shape[-3] > 4 >= images.shape[-1]:
-        raise UserError(f"{found}, with the channels last: permute them to {wanted}")
-    if not images.numel():
-        raise UserError(f"{found}, so there are none: give some")
-    what = whose.format("labels")
-    if labels.shape != (len(images),):
-        raise UserError(f"the {what} are of the shape {list(labels.shape)}, not [{len(images)}]: give one an image")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise UserError(f"the {what} are {str(labels.dtype)[6:]}, not integers: convert them to int64")
-    labels = labels.long()
+    images, labels = (
+        part if torch.is_tensor(part) else torch.from_numpy(np.require(part, requirements="CW")) for part in split
+    )
+    pixels = images.dtype == torch.uint8 and images.ndim == len(axes) and images.numel() > 0
+    if not pixels or images.shape[-3] > 4 >= images.shape[-1]:  # the channels are last
+        wanted = f"uint8 [{', '.join(axes)}] of 0 to 255"
+        raise UserError(f"the images of the {whose} are {images.dtype} {list(images.shape)}: they must be {wanted}")
+    if labels.shape != (len(images),) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise UserError(f"the labels of the {whose} are {labels.dtype} {list(labels.shape)}, not an integer an image")
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise UserError(f"the {what} go from {labels.min()} to {labels.max()}, but with {num_classes} classes they "
-                        f"must lie in 0 to {num_classes - 1}: number them from 0, or name all classes")  # fmt: skip
-    return Split(images, labels)
-
-
-def as_tensor(values, what):
-    """`values`, a tensor, NumPy array or (nested) list, as a tensor; UserError if it is none."""
-    try:
-        return torch.as_tensor(values if torch.is_tensor(values) else np.require(values, requirements="CW"))
-    except (TypeError, ValueError, RuntimeError) as error:  # of objects, of texts, of parts that differ in size
-        why = reason_of(error)
-        raise UserError(f"the {what} cannot be made one tensor of numbers ({why}): give a tensor") from error
-
-
-def check_args(args, train):
-    if args.dataset not in DATASETS:
-        raise UserError(f"--dataset must be one of {', '.join(DATASETS)}, got {args.dataset!r}")
-    if args.norm_stats not in ("own", "authors"):
-        raise UserError(f"--norm_stats must be own or authors, got {args.norm_stats!r}")
-    least = dict(batch_size=1, num_workers=0, seed=0, img_size=1, limit_test=1)
-    for key, low in (least | dict(limit_train=1) if train else least).items():
-        value = getattr(args, key)
-        if value is not None and value < low:
-            raise UserError(f"--{key} must be at least {low}, got {value}")
-    if train and not 0 <= args.val_fraction < 1:
-        raise UserError(f"--val_fraction must be at least 0 and below 1, got {args.val_fraction}")
+        spread = f"from {labels.min()} to {labels.max()}"
+        raise UserError(f"the labels of the {whose} go {spread}, but must lie in 0 to {num_classes - 1}")
+    return Split(images, labels.long())

@@ -29,7 +29,7 @@ from utill import UserError
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-MOST_COLUMNS = 25  # time-steps printed: of more, every so many
+MOST_COLUMNS = 25  # time-steps printed at most
 
 
 def exit_step(mean_gamma, threshold):

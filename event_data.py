@@ -22,13 +22,13 @@ import torch
 
 from cache import cached_array, extract_zip, file_facts
 from image_data import CIFAR_CLASSES, DIGITS, SUBSET, Raw, Split
-from utill import UserError, reason_of
+from utill import UserError, reading
 
 VERSION = 2  # raise it whenever reading or binning changes: older caches are then made anew
 CHUNK = 100  # recordings that one job bins
 MOST_UNPACKED = 16 << 30  # bytes of one zip: far more than those of CIFAR10-DVS and N-MNIST have
 MOST_LATE = 10_000  # microseconds by which an event may come too late in a file; more is damage
-CLOCK = 1 << 32  # after so many microseconds the clock of an AEDAT file starts at 0 again
+CLOCK = 1 << 32  # microseconds after which the clock of an AEDAT file starts at 0 again
 # Folders below data_dir, in the order they are looked into: SpikingJelly's, tonic's
 NMNIST_FOLDERS = ["", "NMNIST", "extract", "download"]
 CIFAR10_DVS_FOLDERS = ["", "CIFAR10DVS", "extract", "download"]
@@ -57,7 +57,7 @@ class Mended(UserWarning):
 
 
 def in_words(unsorted, late, wrapped):
-    """What was mended in so many recordings, in words; late: events."""
+    """What was mended, in words: events out of order, and recordings with them or a wrapped clock."""
     clock = f"a clock that wrapped round in {wrapped}"
     return ", ".join([f"{late} events out of order in {unsorted}"] * bool(late) + [clock] * bool(wrapped))
 
@@ -65,38 +65,23 @@ def in_words(unsorted, late, wrapped):
 # ---- Readers -----------------------------------------------------------------------------------
 
 
-def read_bytes(path):
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the recording {path}: {reason_of(error)}") from None
-
-
-def records(path, data, width):
-    """The bytes of the events, uint8 [E, width]; UserError where the last event is not whole."""
-    if len(data) % width:
-        raise UserError(f"{path} is cut short: its last event has {len(data) % width} of {width} bytes; fetch it again")
-    return np.frombuffer(data, np.uint8).reshape(-1, width)
-
-
 def checked(path, events, sensor):
-    """`events` in the order of time, if a camera of sensor x sensor pixels can have recorded them, else UserError.
+    """`events` in the order of time; ValueError if no camera of sensor x sensor pixels can have recorded them.
 
     Events that come up to MOST_LATE too late are sorted in and a clock that wrapped at CLOCK goes on: then it warns
     with `Mended`.
     """
     t = events.t
     if not len(t):
-        raise UserError(f"{path} holds no events: fetch it again, or remove it")
+        raise ValueError("it holds no events")
     if max(events.x.max(), events.y.max()) >= sensor:
-        raise UserError(f"{path} has an event outside the {sensor}x{sensor} sensor: fetch it again, or remove it")
+        raise ValueError(f"an event lies outside the {sensor}x{sensor} sensor")
     wrapped = bool((np.diff(t) < -CLOCK // 2).any())
     if wrapped:
         t = np.unwrap(t, period=CLOCK)
     late = np.maximum.accumulate(t) - t
     if late.max() > MOST_LATE:
-        raise UserError(f"{path}: time runs backwards after event {np.argmax(late > MOST_LATE)}, by {late.max()} "
-                        f"microseconds; fetch it again, or remove it")  # fmt: skip
+        raise ValueError(f"time runs backwards after event {np.argmax(late > MOST_LATE)}, by {late.max()} microseconds")
     if late.any() or wrapped:
         warnings.warn(Mended(path, int((late > 0).sum()), wrapped), stacklevel=3)
         order = np.argsort(t, kind="stable")
@@ -110,13 +95,14 @@ def read_nmnist(path):
     An event is x, y, then one bit of polarity and 23 bits of time, big-endian. UserError if the file
     is damaged.
     """
-    x, y, high, middle, low = records(path, read_bytes(path), 5).T.astype(np.int64)
-    t = (high & 127) << 16 | middle << 8 | low
-    # Row 240 is no event: it moves time on by 2**13 us (Orchard's eventvision.py; his Matlab reader and
-    # SpikingJelly's do not know it). N-MNIST lasts 0.3 s and has none in the 1,100 files looked at.
-    late = y == 240
-    columns = t + (np.cumsum(late) << 13), x, y, high >> 7
-    return checked(path, Events(*(column[~late] for column in columns)), sensor=34)
+    with reading(path):
+        x, y, high, middle, low = np.fromfile(path, np.uint8).reshape(-1, 5).T.astype(np.int64)
+        t = (high & 127) << 16 | middle << 8 | low
+        # Row 240 is no event: it moves time on by 2**13 us (Orchard's eventvision.py; his Matlab reader and
+        # SpikingJelly's do not know it). N-MNIST lasts 0.3 s and has none in the 1,100 files looked at.
+        late = y == 240
+        columns = t + (np.cumsum(late) << 13), x, y, high >> 7
+        return checked(path, Events(*(column[~late] for column in columns)), sensor=34)
 
 
 def read_aedat(path):
@@ -126,17 +112,18 @@ def read_aedat(path):
     address are the row, 7-1 the column, 0 the polarity; turned as SpikingJelly turns them. UserError
     if the file is damaged or of another format.
     """
-    data, start = read_bytes(path), 0
-    if not data.startswith(b"#!AER-DAT2.0"):
-        raise UserError(f"{path} is not an AEDAT 2.0 file: its first line must be #!AER-DAT2.0; fetch it again")
-    while data.startswith(b"#", start):  # an address cannot: its first two bytes are 0
-        start = data.find(b"\n", start) + 1 or len(data)
-    address, t = records(path, data[start:], 8).view(">u4").T.astype(np.int64)
-    if (address >> 16).any():
-        raise UserError(f"{path} has an event outside the 128x128 sensor: fetch it again, or remove it")
-    pixel = address >> 15 == 0  # bit 15 marks a signal from outside: SpikingJelly counts it as an event, we do not
-    columns = t, 127 - (address >> 8 & 127), 127 - (address >> 1 & 127), 1 - (address & 1)
-    return checked(path, Events(*(column[pixel] for column in columns)), sensor=128)
+    with reading(path):
+        data, start = Path(path).read_bytes(), 0
+        if not data.startswith(b"#!AER-DAT2.0"):
+            raise ValueError("its first line must be #!AER-DAT2.0")
+        while data.startswith(b"#", start):  # an address cannot: its first two bytes are 0
+            start = data.find(b"\n", start) + 1 or len(data)
+        address, t = np.frombuffer(data[start:], ">u4").reshape(-1, 2).T.astype(np.int64)
+        if (address >> 16).any():
+            raise ValueError("an event lies outside the 128x128 sensor")
+        pixel = address >> 15 == 0  # bit 15 marks a signal from outside: SpikingJelly counts it as an event, we do not
+        columns = t, 127 - (address >> 8 & 127), 127 - (address >> 1 & 127), 1 - (address & 1)
+        return checked(path, Events(*(column[pixel] for column in columns)), sensor=128)
 
 
 # ---- Frames ------------------------------------------------------------------------------------
@@ -228,17 +215,12 @@ def list_nmnist(root, split):
     if not listing.is_file():
         raise UserError(f"{root} has no {name}/ and no {name}.zip of N-MNIST{not_read(root)}: get Train.zip and "
                         f"Test.zip of {NMNIST_URL}, and put them there")  # fmt: skip
-    found = []
-    for line in listing.read_text(errors="replace").splitlines():
-        if line.strip() and not line.startswith("#"):
-            entry = re.fullmatch(r"(\d+)\s+(\d)\s*", line)
-            if not entry:
-                raise UserError(f"{listing}: {line.strip()[:80]!r} is not a number and a digit; fetch the list again")
-            found.append((root / f"{entry[1]}.bs2", int(entry[2])))
-            if not found[-1][0].is_file():
-                raise UserError(f"{found[-1][0]} is missing, though {listing.name} names it: fetch it again")
-    if not found:
-        raise UserError(f"{listing} names no recording: fetch the list again")
+    with reading(listing):
+        lines = listing.read_text(encoding="utf-8").splitlines()
+        pairs = [line.split() for line in lines if line.strip() and not line.startswith("#")]
+        found = [(root / f"{int(number)}.bs2", DIGITS.index(digit)) for number, digit in pairs]
+        if not found:
+            raise ValueError("it names no recording")
     return found
 
 
@@ -252,7 +234,7 @@ def unpacked(folders, name):
             return folder / name
     for folder in folders:
         if (folder / f"{name}.zip").is_file():
-            extract_zip(folder / f"{name}.zip", folder / name, MOST_UNPACKED, top=name)
+            extract_zip(folder / f"{name}.zip", folder / name, MOST_UNPACKED)
             return folder / name
     return None
 

@@ -3,14 +3,11 @@
 args: the data flags of train.py. Shapes: N images, C channels, H x W pixels.
 """
 
-import gzip
 import hashlib
 import os
 import re
 import shutil
-import tempfile
 import warnings
-import zlib
 from collections import Counter
 from contextlib import suppress
 from functools import partial
@@ -21,11 +18,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torchvision import datasets as published
-from torchvision.datasets.utils import check_integrity, extract_archive
+from torchvision.datasets.utils import check_integrity, download_and_extract_archive, extract_archive
 from torchvision.transforms import functional as transforms
 
-from cache import cached_array, download, extract_zip, file_facts
-from utill import UserError, reason_of
+from cache import aside, cached_array, download, extract_zip, file_facts
+from utill import UserError, reading
 
 # The authors' numbers (their train.py), used for both CIFAR sets there. CIFAR-100's own are the mean
 # and standard deviation over all pixels of its training images, as in weiaicunzai/pytorch-cifar100.
@@ -37,7 +34,6 @@ TINY_IMAGENET_STATS = (0.4802, 0.4480, 0.3975), (0.2770, 0.2691, 0.2821)
 UNIT_STATS = (0.0,), (1.0,)  # images stay in [0, 1], event counts as they are
 
 MNIST_FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-MNIST_MOST = 1 << 26  # bytes of one file, unpacked
 
 # In the published order, which is that of the alphabet.
 CIFAR_CLASSES = {
@@ -53,7 +49,7 @@ willow_tree wolf woman worm""",
 }
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-TINY_IMAGENET_SIZE, TINY_IMAGENET_MD5 = 248_100_043, "90528d7ca1a48142e341f4ef8d21d0de"
+TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 
 JPEG_SUFFIXES = {".jfif", ".jpe", ".jpeg", ".jpg"}
 IMAGE_SUFFIXES = JPEG_SUFFIXES | {".avif", ".bmp", ".gif", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -62,7 +58,6 @@ STRAY_FOLDERS = {"@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snaps
                  "$recycle.bin", "lost+found", "system volume information"}  # fmt: skip
 # What a split's folder may be called; the first that is there is read.
 SPLIT_FOLDERS = {"train": ["train"], "test": ["test", "val", "valid", "validation"]}
-OTHER = "of other kinds"  # files that are left out
 CHUNK = 1000  # images one decoding job returns
 DIGITS = [str(k) for k in range(10)]
 
@@ -109,29 +104,19 @@ def cifar(dataset, args, train_too):
 
     dataset: torchvision's class. Raises UserError if a file is damaged or cannot be downloaded.
     """
-    root, new = Path(args.data_dir), not Path(args.data_dir).exists()
+    root = Path(args.data_dir)
     folder, archive = root / dataset.base_folder, root / dataset.filename
     if not folder.exists() and not archive.exists() and (raw := cifar_tree(dataset, root, train_too)):
         return hashed(raw)
     if archive.exists() and not folder.exists() and not check_integrity(archive, dataset.tgz_md5):
         raise UserError(f"{archive} is incomplete or damaged: remove it and fetch {dataset.url} again")
-    try:
-        if not folder.exists():
-            root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as aside:
-                if archive.exists():
-                    extract_archive(archive, aside)
-                else:
-                    dataset(aside, download=True)
-                os.replace(Path(aside) / dataset.base_folder, folder)
-    except (OSError, RuntimeError) as error:
-        if new:
-            with suppress(OSError):
-                root.rmdir()
-        raise UserError(
-            f"cannot download {dataset.__name__} ({error}): fetch {dataset.url} on a machine with internet "
-            f"and put {dataset.filename}, or the folder {dataset.base_folder} inside it, into {root}"
-        ) from error
+    if not folder.exists():
+        by_hand = f"fetch {dataset.url} on a machine with internet and put {dataset.filename} into {root}"
+        with aside(folder, by_hand) as inside:
+            if archive.exists():
+                extract_archive(archive, inside)
+            else:
+                dataset(inside, download=True)
     meta = [dataset.meta["filename"], dataset.meta["md5"]]
     for name, md5 in [*dataset.train_list, *dataset.test_list, meta]:
         if not check_integrity(folder / name, md5):
@@ -247,44 +232,36 @@ def tiny_imagenet_folder(root):
         return folder
     if (root / "wnids.txt").exists() or (root / "val").is_dir():
         return root
-    download(TINY_IMAGENET_URL, archive, TINY_IMAGENET_SIZE, TINY_IMAGENET_MD5)
-    extract_zip(archive, folder, most_bytes=1 << 30, top=folder.name)
+    download(TINY_IMAGENET_URL, archive, TINY_IMAGENET_MD5)
+    extract_zip(archive, folder, most_bytes=1 << 30)
     return folder
 
 
 def tiny_imagenet_val(folder, wnids):
     """[(path, wnid)] of val/ as val_annotations.txt has them; UserError unless it names each image once, of a class."""
-    notes = folder / "val_annotations.txt"
-    found = [line.split()[:2] for line in read_lines(notes)]
-    for name, *wnid in found:
-        if not wnid or wnid[0] not in wnids:
-            raise UserError(f"{notes}: {name} is of the class {' '.join(wnid)!r}, which wnids.txt does not name")
-    named, there = [name for name, _ in found], {path.name for path in jpegs(folder / "images")}
-    if missing := sorted(set(named) - there):
-        raise UserError(f"{notes} names images that are not in {folder / 'images'}: {', '.join(missing[:5])}")
-    if unnamed := sorted(there - set(named)):
-        raise UserError(f"{notes} does not name these images: {', '.join(unnamed[:5])}")
-    if len(set(named)) < len(named):
-        raise UserError(f"{notes} names an image twice")
-    return [(folder / "images" / name, wnid) for name, wnid in found]
+    notes, there = folder / "val_annotations.txt", {path.name for path in jpegs(folder / "images")}
+    lines = [line.split() for line in read_lines(notes)]
+    with reading(notes):
+        found = dict(line[:2] for line in lines)
+        if unknown := sorted(set(found.values()) - set(wnids)):
+            raise ValueError(f"it names the class {unknown[0]!r}, and wnids.txt does not")
+        if differ := sorted(found.keys() ^ there):
+            raise ValueError(f"it and {folder / 'images'} do not agree on {', '.join(differ[:5])}")
+        if len(found) < len(lines):
+            raise ValueError("it names an image twice")
+    return [(folder / "images" / name, wnid) for name, wnid in found.items()]
 
 
 def tiny_imagenet_sorted(folder, wnids):
     """[(path, wnid)] of val/<wnid>/*.JPEG or val/<wnid>/images/*.JPEG, in the published order: by number.
 
-    UserError if a class has no folder or a folder no class, or val_annotations.txt, where it is left, disagrees.
+    UserError if a class has no folder, or another folder has files in it: they were sorted by half.
     """
-    odd = [p.name for p in subfolders(folder) if p.name not in wnids and p.name != "images"] if folder.is_dir() else []
-    if odd or (folder / "images").is_dir() and visible(folder / "images"):
-        raise UserError(f"{folder} has images in {(odd or ['images'])[0]}/, which is no class of wnids.txt: move them "
-                        f"into their class folders or unpack the published archive again")  # fmt: skip
+    others = (path for path in visible(folder) if path.is_dir() and path.name not in wnids)
+    odd = [path.name for path in others if visible(path)]
+    if odd:
+        raise UserError(f"{folder} has files in {odd[0]}/, no class of wnids.txt: unpack the published archive again")
     found = [(path, wnid) for wnid in wnids for path in class_jpegs(folder / wnid)]
-    notes = folder / "val_annotations.txt"
-    if notes.exists():
-        named = {tuple(line.split()[:2]) for line in read_lines(notes)}
-        if differ := sorted(named ^ {(path.name, wnid) for path, wnid in found}):
-            raise UserError(f"{notes} and the class folders beside it do not agree on {differ[0][0]}: unpack the "
-                            f"published archive again")  # fmt: skip
     return sorted(found, key=lambda pair: (int("0" + re.sub(r"\D", "", pair[0].stem)), pair[0].name))
 
 
@@ -303,58 +280,37 @@ def jpegs(folder):
 
 def read_lines(path):
     """Lines of a text file, less empty ones; UserError if it is missing or is no text."""
-    try:
+    with reading(path):
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {reason_of(error)}") from error
 
 
 def mnist(args, train_too):
-    """MNIST's idx files, grey, 28x28, from data_dir/MNIST/raw, downloaded there if they are not yet there."""
-    root, new = Path(args.data_dir), not Path(args.data_dir).exists()
-    try:
-        if not all((root / "MNIST/raw" / name).exists() for name in MNIST_FILES):
-            unpack_mnist(root)
-        if not all((root / "MNIST/raw" / name).exists() for name in MNIST_FILES):
-            published.MNIST(root, download=True)
+    """MNIST's idx files, grey, 28x28, from data_dir/MNIST/raw; what is missing is unpacked or downloaded there."""
+    root = Path(args.data_dir)
+    if not all((root / "MNIST/raw" / name).exists() for name in MNIST_FILES):
+        fetch_mnist(root)
+    with reading(f"MNIST in {root}"):
         splits = [published.MNIST(root, train=train) for train in ([True, False] if train_too else [False])]
-        if any(len(s.data) != len(s.targets) or len(s.data) == 0 or s.targets.max() > 9 for s in splits):
+        if any(len(s.data) != len(s.targets) or s.targets.max() > 9 for s in splits):
             raise ValueError("images and labels do not go together")
-    except (MemoryError, UserError):
-        raise
-    except Exception as error:  # torchvision raises many kinds on a damaged file
-        if new:
-            shutil.rmtree(root, ignore_errors=True)
-        there = all((root / "MNIST/raw" / name).exists() for name in MNIST_FILES)
-        fault = f"the MNIST files in {root} are damaged" if there else f"cannot download MNIST into {root}"
-        raise UserError(
-            f"{fault} ({reason_of(error)}): put its four files ({MNIST_FILES[0]} ...) into {root / 'MNIST/raw'}"
-        ) from None
     splits = [Split(split.data[:, None], split.targets) for split in splits]
     return Raw(splits[0] if train_too else None, splits[-1], DIGITS)
 
 
-def unpack_mnist(root):
-    """Unpack the .gz of MNIST that lie in root, root/MNIST or root/MNIST/raw into the last, each whole or not at all.
+def fetch_mnist(root):
+    """Put the files that are missing into root/MNIST/raw: from their .gz in root, root/MNIST or there, or downloaded.
 
-    Raises UserError if one is damaged.
+    A .gz is used only if its md5 sum is the published one.
     """
     raw = root / "MNIST/raw"
-    for name in MNIST_FILES:
-        packed = next((p for p in (f / f"{name}.gz" for f in (raw, raw.parent, root)) if p.is_file()), None)
-        if packed and not (raw / name).exists():
-            try:
-                with gzip.open(packed) as file:
-                    content = file.read(MNIST_MOST + 1)
-                if len(content) > MNIST_MOST:
-                    raise OSError("it holds more than MNIST")
-                raw.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(dir=raw, prefix=".unpack-") as aside:
-                    (Path(aside) / name).write_bytes(content)
-                    os.replace(Path(aside) / name, raw / name)
-            except (OSError, EOFError, zlib.error) as error:
-                raise UserError(f"cannot unpack {packed} ({reason_of(error)}): if it is damaged, remove it and fetch "
-                                f"it again") from error  # fmt: skip
+    for packed, md5 in published.MNIST.resources:
+        path = raw / packed.removesuffix(".gz")
+        if not path.exists():
+            with aside(path, f"put the four files of MNIST ({MNIST_FILES[0]} ...) into {raw}") as folder:
+                for place in (raw, raw.parent, root):
+                    if check_integrity(place / packed, md5):
+                        shutil.copy(place / packed, folder)  # then it is not downloaded
+                download_and_extract_archive(published.MNIST.mirrors[0] + packed, folder, filename=packed, md5=md5)
 
 
 # ---- Files of images ---------------------------------------------------------------------------
@@ -363,7 +319,7 @@ def unpack_mnist(root):
 def image_tree(root, train_too, img_size, classes=None, whose=None, forbidden=()):
     """Raw of root/train/<class>/** and root/test/<class>/** (or val/), its statistics, a note and a record with it.
 
-    classes: those it must have, which are `whose`; None: those of the test images, sorted. forbidden: suffixes.
+    classes: the names it must have, `whose` says of what; None: those of the test images, sorted. forbidden: suffixes.
     Raises UserError as `imagefolder` says.
     """
     left_out, files, splits = Counter(), {}, ["train", "test"] if train_too else ["test"]
@@ -372,18 +328,14 @@ def image_tree(root, train_too, img_size, classes=None, whose=None, forbidden=()
         files[split] = list_images(folders[split], left_out)
     wanted = classes or sorted(files["test"])
     for split in splits:
-        lacks, besides = sorted(set(wanted) - set(files[split])), sorted(set(files[split]) - set(wanted))
-        if lacks or besides:
-            faults = [f"lacks {', '.join(lacks[:5])}"] if lacks else []
-            faults += [f"has {', '.join(besides[:5])} besides"] if besides else []
+        if differ := sorted(set(wanted) ^ set(files[split])):
             whose = whose or f"the same classes as {folders['test']}"
-            raise UserError(f"{folders[split]} must hold {whose}, one folder each: it {' and '.join(faults)}")
+            raise UserError(f"{folders[split]} must hold {whose}, one folder each: see {', '.join(differ[:5])}")
 
     def load(split):
         paths = [path for name in wanted for path in files[split][name]]
         if lossy := next((path for path in paths if Path(path).suffix.lower() in forbidden), None):
-            raise UserError(f"{lossy} is a JPEG file, so its pixels are not the published ones: use lossless files, "
-                            f"or read these by --dataset imagefolder")  # fmt: skip
+            raise UserError(f"{lossy} is a JPEG file, not with the published pixels: read it by --dataset imagefolder")
         labels = [k for k, name in enumerate(wanted) for _ in files[split][name]]
         images, stats = cached_images(root, split, paths, img_size)
         return Split(images, torch.tensor(labels)), stats
@@ -391,9 +343,7 @@ def image_tree(root, train_too, img_size, classes=None, whose=None, forbidden=()
     train, stats = load("train") if train_too else (None, None)
     note = ", ".join(f"{folders[split].name}/ {sum(map(len, files[split].values())):,} images" for split in splits)
     if left_out:
-        most, rest = left_out.most_common(5), sum(left_out.values()) - sum(n for _, n in left_out.most_common(5))
-        kinds = [f"{count:,} {kind}" for kind, count in [*most, *([(OTHER, rest)] if rest else [])]]
-        note += f"; files left out: {', '.join(kinds)}"
+        note += f"; left out: {', '.join(f'{count:,} {kind}' for kind, count in left_out.most_common())}"
     layout = ", ".join(f"{folder.name}/<class>/" for folder in folders.values())
     record = {"layout": layout, "left_out": dict(left_out)}
     return Raw(train, load("test")[0], list(wanted), stats, f"{root}: {note}", record)
@@ -401,13 +351,10 @@ def image_tree(root, train_too, img_size, classes=None, whose=None, forbidden=()
 
 def split_folder(root, split):
     """The folder of a split below root, by its usual names; UserError if there is none."""
-    if not root.is_dir():
-        raise UserError(f"data folder {root} does not exist: name one with train/<class>/ and test/<class>/ inside")
-    names = SPLIT_FOLDERS[split]
-    found = next((root / name for name in names if (root / name).is_dir()), None)
+    found = next((root / name for name in SPLIT_FOLDERS[split] if (root / name).is_dir()), None)
     if not found:
-        either = f"{names[0]}/" + "".join(f" and no {name}/" for name in names[1:2])
-        raise UserError(f"data folder {root} has no {either}: it must hold train/<class>/ and test/<class>/")
+        names = "/ or ".join(SPLIT_FOLDERS[split][:2])
+        raise UserError(f"data folder {root} has no {names}/: it must hold train/<class>/ and test/<class>/")
     return found
 
 
@@ -421,11 +368,6 @@ def visible(folder):
     return sorted(path for path in folder.iterdir() if not is_stray(path.name))
 
 
-def subfolders(folder):
-    """Sorted folders in a folder, linked ones too, less what `is_stray`."""
-    return [path for path in visible(folder) if path.is_dir()]
-
-
 def list_images(folder, left_out):
     """{class name: sorted paths} of folder/<class>/**; UserError if a class has no image, or there is no class.
 
@@ -434,10 +376,8 @@ def list_images(folder, left_out):
     """
     found = {}
     for path in sorted(folder.iterdir()):
-        if not path.is_dir():
+        if is_stray(path.name) or not path.is_dir():
             left_out[kind_of(path.name, " beside the class folders")] += 1
-        elif is_stray(path.name):
-            walk_images(path, left_out)
         else:
             found[path.name] = walk_images(path, left_out)
             if not found[path.name]:
@@ -450,38 +390,33 @@ def list_images(folder, left_out):
 def walk_images(top, left_out):
     """Sorted paths of the images in a folder and those below; the other files are counted in `left_out`, by kind."""
 
-    parents = Path(os.path.realpath(top)).parents
-    found, seen, stray = [], set(), {os.fspath(top): is_stray(top.name) and kind_of(top.name)}
-
     def fail(error):
-        if not stray.get(error.filename):
-            raise error
+        raise error
 
+    found, seen = [], set(map(str, top.resolve().parents))
     for where, folders, names in os.walk(top, followlinks=True, onerror=fail):
-        here, kind = Path(os.path.realpath(where)), stray[where]
-        if here in parents or (here, bool(kind)) in seen:  # a link round in a circle, or a second one to a folder
+        here = os.path.realpath(where)
+        if here in seen:  # a link that leads round in a circle, or a second one to the same folder
             folders.clear()
             continue
-        seen.add((here, bool(kind)))
-        for name in folders:
-            stray[os.path.join(where, name)] = kind or is_stray(name) and kind_of(name)
-        below = [(name, os.path.join(where, name)) for name in sorted(folders)]
-        folders[:] = [name for name, path in below if not (stray[path] and os.path.islink(path))]
+        seen.add(here)
+        left_out.update(kind_of(name) for name in folders if is_stray(name))
+        folders[:] = [name for name in folders if not is_stray(name)]
         for name in names:
-            if kind or is_stray(name) or Path(name).suffix.lower() not in IMAGE_SUFFIXES:
-                left_out[kind or kind_of(name)] += 1
+            if is_stray(name) or Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+                left_out[kind_of(name)] += 1
             else:
                 found.append(os.path.join(where, name))
     return sorted(found)
 
 
 def kind_of(name, where=""):
-    """How a file that is left out is called in the count: `hidden`, its suffix, or as the folder it lies in."""
+    """What a file or folder that is left out is called in the count: `hidden`, its suffix, or the folder's name."""
     if is_stray(name):
-        return "hidden" if name.startswith(".") else f"in {name}"
+        return "hidden" if name.startswith(".") else f"{name}/"
     suffix = Path(name).suffix.lower()
     if not suffix.isprintable() or len(suffix) > 10:
-        return OTHER
+        return "of other kinds"
     return (suffix or "without a suffix") + (where if suffix in IMAGE_SUFFIXES else "")
 
 
@@ -491,20 +426,17 @@ def read_image(path, in_channels=3):
     It is turned as its EXIF orientation says, what is transparent shows white, and grey of more than 8 bits
     is scaled: see `to_8_bits`.
     """
-    try:
-        with warnings.catch_warnings(record=True), Image.open(path) as image:  # of EXIF and such, not of pixels
-            image.filename = ""  # else Pillow maps a raw TIFF into memory, and then turns it wrongly
-            image.load()
-            with suppress(Exception):  # EXIF that cannot be read turns nothing
-                ImageOps.exif_transpose(image, in_place=True)
-            if image.mode[0] in "IF":
-                image = to_8_bits(image)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return transforms.pil_to_tensor(image.convert("RGB" if in_channels == 3 else "L"))
-    except Exception as error:  # Pillow raises many kinds
-        raise UserError(f"cannot read image {path}: {error}") from error
+    with reading(f"image {path}"), warnings.catch_warnings(record=True), Image.open(path) as image:
+        image.filename = ""  # else Pillow maps a raw TIFF into memory, and then turns it wrongly
+        image.load()
+        with suppress(Exception):  # EXIF that cannot be read turns nothing
+            ImageOps.exif_transpose(image, in_place=True)
+        if image.mode[0] in "IF":
+            image = to_8_bits(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return transforms.pil_to_tensor(image.convert("RGB" if in_channels == 3 else "L"))
 
 
 def to_8_bits(image):

@@ -45,19 +45,16 @@ def add_net_arguments(parser):
     add("--neuron", default="lif", choices=list(NEURONS), help="spiking neuron")
     add("--encoding", default=None, choices=list(ENCODERS), help="input encoding (default: as suits the data set)")
     add("--spike_order", default="integrate_first", choices=LIF.ORDERS, help="order inside a step")
-    add("--logit_scale", default=1.0, type=positive_float,
-        help="scale of the logits in loss and softmax; T undoes their division by T")  # fmt: skip
+    scale = "scale of the logits in loss and softmax; T undoes their division by T"
+    add("--logit_scale", default=1.0, type=positive_float, help=scale)
 
 
 def build_net(args, facts):
     """The `SpikingVGG` that the flags ask for, for data of these `DataFacts`; UserError where they make no net."""
     try:
-        return SpikingVGG(
-            args.arch, args.num_steps, args.leak_mem, facts.img_size, len(facts.classes),
-            in_channels=facts.in_channels, threshold=args.threshold, norm=NORMS[args.norm](args),
-            spike_order=args.spike_order, encoding=args.encoding,
-            neuron=NEURONS[args.neuron],
-        )  # fmt: skip
+        parts = dict(encoding=args.encoding, norm=NORMS[args.norm](args), neuron=NEURONS[args.neuron])
+        parts |= dict(threshold=args.threshold, spike_order=args.spike_order, in_channels=facts.in_channels)
+        return SpikingVGG(args.arch, args.num_steps, args.leak_mem, facts.img_size, len(facts.classes), **parts)
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -66,23 +63,20 @@ def check_weights(args, checkpoint, facts):
     """UserError unless the checkpoint's weights are those of the net asked for. Allocates no weights."""
     state, another = checkpoint["state_dict"], f"{args.checkpoint} holds another net than {args.arch} as asked for"
     asked, steps = args.num_steps, norm_of(state)[1] or 0
-    if args.norm == "bntt" and asked != steps:  # before so many steps are built
+    if args.norm == "bntt" and asked != steps:  # before that many steps are built
         hint = ": leave --num_steps out, or train a net of so many with --init_from" if steps else ""
         if asked < steps:
             hint = f": --steps {asked} of test.py runs only the first {asked} time-step{'s' * (asked > 1)}"
         raise UserError(f"{another}: it has {steps} time-steps with a norm of their own, not {asked}{hint}")
     with torch.device("meta"):
         expected = build_net(args, facts).state_dict()
-    for name, tensor in expected.items():
-        if name not in state:
-            raise UserError(f"{another}: it has no {name}")
-        if state[name].shape != tensor.shape or state[name].is_floating_point() != tensor.is_floating_point():
-            raise UserError(
-                f"{another}: size mismatch for {name}: it is {list(state[name].shape)} of {state[name].dtype}, "
-                f"not {list(tensor.shape)} of {tensor.dtype}"
-            )
-    if state.keys() > expected.keys():
-        raise UserError(f"{another}: that has no {min(state.keys() - expected.keys())[:100]}")
+    for name in sorted(expected.keys() | state.keys()):
+        there, here = state.get(name), expected.get(name)
+        if there is None or here is None:
+            raise UserError(f"{another}: {'it has no' if there is None else 'that has no'} {name[:100]}")
+        if there.shape != here.shape or there.is_floating_point() != here.is_floating_point():
+            kinds = [f"{list(tensor.shape)} of {tensor.dtype}" for tensor in (there, here)]
+            raise UserError(f"{another}: size mismatch for {name}: it is {kinds[0]}, not {kinds[1]}")
 
 
 def load_net(args, checkpoint, facts, device):
@@ -128,12 +122,10 @@ def parse_with_checkpoint(parser, argv=None):
     checkpoint = runs.load_checkpoint(path)
     apply_settings(parser, path, checkpoint)
     if "config" in checkpoint:
-        settings = checkpoint["config"]
         args = parser.parse_args(argv)
-        if args.dvs_split != settings.get("dvs_split", args.dvs_split):
-            raise UserError(f"{path} was trained with --dvs_split {settings['dvs_split']}: test it on the same")
-        if args.norm_stats != settings.get("norm_stats", args.norm_stats):
-            raise UserError(f"{path} was trained with --norm_stats {settings['norm_stats']}: test it with the same")
+        for key in ("dvs_split", "norm_stats"):  # with the other, recordings it trained on would be tested
+            if getattr(args, key) != (trained := checkpoint["config"].get(key, getattr(args, key))):
+                raise UserError(f"{path} was trained with --{key} {trained}: test it with the same")
         check_weights(args, checkpoint, DataFacts(**checkpoint["data"]))
         return args, checkpoint
     authors = {"global_step", "accuracy"} <= checkpoint.keys()
@@ -176,7 +168,7 @@ NORM_TENSOR = re.compile(r"(bntt\w*)\.([0-9]{1,5}|shared)\.(\w+)")  # norm, time
 
 
 def norm_of(state):
-    """(norm, T) of a net, by the names in its state dict: T is None but for bntt."""
+    """(norm, T) of a net, by the names in its state dict: T is None except for bntt."""
     found = [match.groups() for match in map(NORM_TENSOR.fullmatch, state) if match]
     steps = {step for _, step, _ in found} - {"shared"}
     if steps or not found:
@@ -205,7 +197,8 @@ def load(path, device="cpu", engine="auto", **settings):
     if missing := [f"{key}=..." for key in ("arch", *UNSAID) if getattr(args, key) is None]:
         raise UserError(f"{path} does not say its settings: pass {', '.join(missing)}")
     args.checkpoint, args.encoding = path, args.encoding or "poisson"
-    seen = _length(checkpoint, _readout(args), 0), _length(checkpoint, "conv1.weight", 1), 32
+    shapes = {name: [*tensor.shape, 1, 1] for name, tensor in checkpoint["state_dict"].items()}
+    seen = shapes.get(_readout(args), [1])[0], shapes.get("conv1.weight", [1, 1])[1], 32
     num_cls, *rest = (dict(zip(SIZES, seen, strict=True)) | said).values()
     facts = known or DataFacts([str(k) for k in range(num_cls)], *rest, [], [])
     net = load_net(args, checkpoint, facts, utill.pick_device(args.device)).eval()
@@ -215,12 +208,6 @@ def load(path, device="cpu", engine="auto", **settings):
 
 def _readout(args):
     return f"fc{len(ARCHS[args.arch][1]) + 1}.weight"
-
-
-def _length(checkpoint, name, axis):
-    """Length of a weight along an axis; 1 where there is none."""
-    shape = getattr(checkpoint["state_dict"].get(name), "shape", ())
-    return shape[axis] if axis < len(shape) else 1
 
 
 def init_from(net, args):
@@ -280,4 +267,5 @@ def known_data(checkpoint):
     """What `build_loaders` takes from a checkpoint, {} of an authors' one: facts of the data, seed of their split."""
     if "config" not in checkpoint:
         return {}
-    return {"facts": DataFacts(**checkpoint["data"]), "split_seed": checkpoint["config"].get("seed")}
+    seed = checkpoint["config"].get("seed")
+    return {"facts": DataFacts(**checkpoint["data"]), "split_seed": None if seed is None else int(seed)}

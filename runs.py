@@ -5,19 +5,17 @@ Files are written beside their place and renamed: a kill at any moment leaves th
 
 import contextlib
 import importlib.metadata
+import io
 import json
-import math
 import os
 import pickle
 import platform
 import re
 import shlex
 import signal
-import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -31,15 +29,13 @@ except ImportError:  # Windows
 
 import numpy as np
 import torch
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.summary.writer.record_writer import RecordWriter
-from torch.utils.tensorboard import summary
+from torch.utils.tensorboard import SummaryWriter
 
 import utill
-from utill import DataFacts, Stopped, UserError, is_name, reason_of
+from utill import DataFacts, Stopped, UserError, is_name, reading, reason_of
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # of weights in a checkpoint
-# Flags that a resumed run may change: they change nothing learnt, and no number of its log.
+# Flags that a resumed run may change: they change neither the weights nor a number of its log.
 RESUMABLE = ("num_workers", "data_dir", "data_on_device", "save_every", "train_display_freq", "test_display_freq")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module")  # where others keep a state dict
 PREFIXES = ("module", "_orig_mod", "model", "net")  # of DataParallel, of torch.compile, of a wrapper's attribute
@@ -54,26 +50,19 @@ def write_atomically(path, write):
 
     A kill at any moment leaves the old file or the new one. UserError if the disk does not take it.
     """
-    path, temporary = Path(path), None
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
+        with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        cause = error
-        while not isinstance(cause, OSError) and cause.__context__:  # torch.save has words of its own for a full disk
-            cause = cause.__context__
-        if not isinstance(cause, Exception):  # torch.save hides a Ctrl-C too
-            raise cause from None
-        raise UserError(f"cannot write {path}: {reason_of(cause)}") from None
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason_of(error)}") from error
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):  # it is in place, or its folder is gone
-                os.unlink(temporary)
+        with contextlib.suppress(OSError):  # it is in place, or its folder is gone
+            os.unlink(temporary)
 
 
 def write_text(path, text):
@@ -89,7 +78,9 @@ def write_json(path, value):
 
 def save_checkpoint(path, checkpoint):
     """Save a dict of tensors and plain values, atomically."""
-    write_atomically(path, lambda file: torch.save(checkpoint, file))
+    content = io.BytesIO()  # torch.save hides what goes wrong with a file: a full disk, a Ctrl-C
+    torch.save(checkpoint, content)
+    write_atomically(path, lambda file: file.write(content.getbuffer()))
 
 
 class _NumpyDtype:
@@ -107,10 +98,12 @@ def _numpy_scalar(dtype, data):
     return value
 
 
-def _numpy_scalar_globals():
-    """What an authors' checkpoint needs to unpickle: its `accuracy` is a numpy scalar."""
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    return [(_NumpyDtype, "numpy.dtype"), *((_numpy_scalar, name) for name in names)]
+# What an authors' checkpoint needs to be unpickled: its `accuracy` is a numpy scalar.
+NUMPY_SCALAR = [
+    (_NumpyDtype, "numpy.dtype"),
+    (_numpy_scalar, "numpy.core.multiarray.scalar"),
+    (_numpy_scalar, "numpy._core.multiarray.scalar"),
+]
 
 
 def load_checkpoint(path):
@@ -121,56 +114,30 @@ def load_checkpoint(path):
     `data` and `config`, {flag: value}, whether or not the flag takes it; and what else the file holds, unchecked.
     UserError if the file is anything else, or would take much more memory than it is large.
     """
-    try:
+    with reading(path):
         size = _checked_size(path)
-        with torch.serialization.safe_globals(_numpy_scalar_globals()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols: what follows says it in one sentence
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"cannot read the checkpoint {path}: {reason_of(error)}") from None
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error):
-            why = "it holds more than tensors and plain values, perhaps code"
-            raise UserError(f"{path} was refused: {why}; save net.state_dict() alone") from None
-        raise UserError(f"{path} is not a checkpoint") from None
-    except Exception:  # a damaged file can fail anywhere inside the unpickler
-        raise UserError(f"{path} is not a whole checkpoint: it is cut short, damaged or of another kind") from None
-    checkpoint = _plain_dict(checkpoint)
-    where = next((key for key in WRAPPERS if _plain_dict(checkpoint.get(key))), None)
-    state = _plain_dict(checkpoint[where]) if where else checkpoint
-    if not state or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
-        raise UserError(f"{path} is not a checkpoint of a BNTT net: it has no state_dict of tensors")
-    if where != "state_dict":  # a config is then not one of ours
-        checkpoint = {k: v for k, v in checkpoint.items() if where and k not in ("config", where)}
-    names = {name: ".".join(part for part in name.split(".") if part not in PREFIXES) for name in state}
-    if len({*names.values()}) < len(names):
-        raise UserError(f"{path} is not a checkpoint of a BNTT net: but for a prefix, two of its tensors have one name")
-    state = {names[name]: tensor for name, tensor in state.items()}
-    if "config" in checkpoint:  # ours, not the authors'
-        for key, is_right in (("config", _is_config), ("data", _is_data)):
-            if not is_right(checkpoint.get(key)):
-                raise UserError(f"{path} is not a checkpoint of a BNTT net: its {key} is missing or wrong")
-        if checkpoint["config"].get("img_size") not in (None, checkpoint["data"]["img_size"]):
-            raise UserError(f"{path} is not a checkpoint of a BNTT net: its config and data differ in img_size")
-    for name, tensor in state.items():
-        if wrong := _what_is_wrong(name, tensor, size):
-            raise UserError(f"{path} is not a checkpoint of a BNTT net: its {name[:100]} {wrong}")
-        size -= tensor.nbytes
-    checkpoint["state_dict"] = {name: tensor.detach() for name, tensor in state.items()}
-    return checkpoint
+        try:
+            with torch.serialization.safe_globals(NUMPY_SCALAR), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of pickle protocols: what follows says it in one sentence
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if "GLOBAL" in str(error):
+                why = "it holds more than tensors and plain values, perhaps code"
+                raise UserError(f"{path} was refused: {why}; save net.state_dict() alone") from None
+            raise ValueError("it is not a checkpoint") from None
+        return _checked(_plain_dict(checkpoint), size)
 
 
 def _checked_size(path):
-    """Bytes of a file of torch.save; BadZipFile if it would unpack to more: torch.save compresses nothing."""
+    """Bytes of a file of torch.save; ValueError if it would unpack to more: torch.save compresses nothing."""
     with open(path, "rb") as file:
         is_zip = file.read(4) == b"PK\3\4"  # as torch tells; else its older format, which has no compression
         size = file.seek(0, os.SEEK_END)
         if is_zip:
             with zipfile.ZipFile(file) as archive:
-                members = archive.infolist()
-            stored = all(m.compress_type == zipfile.ZIP_STORED and m.file_size == m.compress_size for m in members)
-            if archive.comment or not stored or sum(m.file_size for m in members) > size:
-                raise zipfile.BadZipFile
+                unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > size or archive.comment:  # with a comment, torch may see other members than zipfile does
+                raise ValueError("it unpacks to more than its size")
     return size
 
 
@@ -179,43 +146,54 @@ def _plain_dict(value):
     return dict(dict.items(value)) if isinstance(value, dict) else {}
 
 
-def _what_is_wrong(name, tensor, most_bytes):
-    """None for a tensor as our nets have them, else what is wrong with it."""
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided or tensor.is_quantized:
-        return "is no plain tensor"
+def _checked(checkpoint, size):
+    """What `load_checkpoint` returns, of what a file of `size` bytes holds; any error where that is no net of ours."""
+    where = next((key for key in WRAPPERS if _plain_dict(checkpoint.get(key))), None)
+    state = _plain_dict(checkpoint[where]) if where else checkpoint
+    if not state or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
+        raise ValueError("it has no state_dict of tensors")
+    if where != "state_dict":  # a config is then not one of ours
+        checkpoint = {k: v for k, v in checkpoint.items() if where and k not in ("config", where)}
+    names = {name: ".".join(part for part in name.split(".") if part not in PREFIXES) for name in state}
+    if len({*names.values()}) < len(names):
+        raise ValueError("two of its tensors have the same name, apart from a prefix")
+    if "config" in checkpoint:  # ours, not the authors'
+        config, known = _plain_dict(checkpoint["config"]), _plain_dict(checkpoint["data"])
+        checkpoint, facts = checkpoint | {"config": config, "data": known}, DataFacts(**known)
+        if not all(isinstance(value, (str, int, float, type(None))) for value in config.values()):
+            raise ValueError("its config holds more than flags")
+        if config.get("img_size") not in (None, facts.img_size):
+            raise ValueError("its config and data differ in img_size")
+        _check_facts(facts)
+    for name, tensor in state.items():
+        _check_tensor(names[name][:100], tensor, size)
+        size -= tensor.nbytes  # views of one storage may name it again and again
+    return checkpoint | {"state_dict": {names[name]: tensor.detach() for name, tensor in state.items()}}
+
+
+def _check_tensor(name, tensor, most_bytes):
+    """ValueError unless a net of ours can have this tensor."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
+        raise ValueError(f"its {name} is no plain tensor")
     if tensor.device.type != "cpu" or tensor.dtype not in (*FLOATS, torch.int64):
-        return f"is of {tensor.dtype} on {tensor.device}, where no net of ours has such"
+        raise ValueError(f"its {name} is of {tensor.dtype} on {tensor.device}")
     if tensor.nbytes > most_bytes:  # one number in the file may stand for any count of them
-        return "is larger than the file"
-    if tensor.dtype != torch.int64 and not tensor.float().isfinite().all():
-        return "is not finite"
-    if name.endswith("running_var") and (tensor < 0).any():
-        return "is negative, which no variance is"
+        raise ValueError(f"its {name} is larger than the file")
+    if not tensor.float().isfinite().all():
+        raise ValueError(f"its {name} is not finite")
     if name == "encoder.order" and not torch.equal(tensor.flatten().sort().values, torch.arange(tensor.numel())):
-        return "is not an order of the pixels"
-    return None
+        raise ValueError(f"its {name} is not an order of the pixels")  # it would point outside the image
 
 
-def _is_config(value):
-    """Whether this is a dict of texts, numbers and such, as flags are."""
-    plain = (str, int, float, bool, type(None))
-    return type(value) is dict and all(type(k) is str and type(v) in plain for k, v in value.items())
-
-
-def _is_data(value):
-    """Whether this is what a checkpoint of ours says of its data."""
-    kinds = {"classes": str, "mean": float, "std": float}
-    return (
-        type(value) is dict
-        and value.keys() == {*DataFacts._fields}
-        and all(type(value[k]) is list and all(type(x) is kinds[k] for x in value[k]) for k in kinds)
-        and all(type(value[k]) is int and value[k] >= 1 for k in ("in_channels", "img_size"))
-        and len(value["mean"]) == len(value["std"]) == value["in_channels"]
-        and all(map(math.isfinite, value["mean"]))
-        and all(0 < x < math.inf for x in value["std"])
-        and len(value["classes"]) > 0
-        and all(is_name(x) for x in value["classes"])
-    )
+def _check_facts(facts):
+    """An error of some kind unless these are `DataFacts` that images can be made by, with names that can be printed."""
+    mean, std = torch.tensor([facts.mean, facts.std])  # float [C] each
+    if not all(type(size) is int and size >= 1 for size in (facts.in_channels, facts.img_size)):
+        raise ValueError("its in_channels or img_size is wrong")
+    if len(mean) != facts.in_channels or not (mean.isfinite() & std.isfinite() & (std > 0)).all():
+        raise ValueError("its mean or std is wrong")
+    if type(facts.classes) is not list or not facts.classes or not all(map(is_name, facts.classes)):
+        raise ValueError("its class names are wrong")
 
 
 # ---- Run folder --------------------------------------------------------------------------------
@@ -318,12 +296,8 @@ def run_folder(path, overwrite=False, resume=False):
     path = Path(path)
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
-    with contextlib.ExitStack() as stack:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(alone_in(path))
-        except OSError as error:
-            raise UserError(f"cannot make the run folder {path}: {reason_of(error)}") from None
+    path.mkdir(parents=True, exist_ok=True)
+    with alone_in(path):
         old = [path / name for name in RUN_FILES if (path / name).exists()]
         checkpoint = None
         if resume and path / "last.pth.tar" in old:
@@ -336,45 +310,43 @@ def run_folder(path, overwrite=False, resume=False):
                 raise UserError(
                     f"{path} already holds a run: pass --resume, --overwrite, or --run_dir for another folder"
                 )
-        try:
-            for file in [*old, *(half for name in RUN_FILES for half in path.glob(f".{name}.*"))]:
-                file.unlink()
-        except OSError as error:
-            raise UserError(f"cannot clear the run folder {path}: {reason_of(error)}") from None
+        for file in [*old, *(half for name in RUN_FILES for half in path.glob(f".{name}.*"))]:
+            file.unlink()
         yield path, checkpoint
 
 
-class Curves:
-    """TensorBoard's event file of a run. UserError if the disk does not take it.
+@contextlib.contextmanager
+def curves(folder, epoch):
+    """A context with the SummaryWriter of a run. epoch: the first to come; what a killed run left of it is hidden."""
+    before = threading.excepthook
 
-    Not SummaryWriter: that writes from a thread of its own, which loses minutes of curves with a kill and
-    prints a traceback when the disk is full. epoch: the first to come; what a killed run left of it is hidden.
-    """
+    def hook(failure):  # of a full disk the writer's thread would print a traceback; `write_curves` raises it
+        if not issubclass(failure.exc_type, OSError):
+            before(failure)
 
-    def __init__(self, folder, epoch):
-        self.path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        start = SessionLog(status=SessionLog.START)
-        self._append([Event(file_version="brain.Event:2"), Event(step=epoch, session_log=start)])
+    writer, threading.excepthook = SummaryWriter(folder, purge_step=epoch), hook
+    try:
+        yield writer
+    finally:
+        with contextlib.suppress(OSError):
+            writer.close()
+        threading.excepthook = before
 
-    def write(self, record, gammas):
-        """The numbers of a log line, and a histogram of each layer's gammas."""
-        flat = {key: value for key, value in record.items() if isinstance(value, float)}
-        for key, group in record.items():
-            if isinstance(group, dict):
-                flat |= {f"{key}/{name}": value for name, value in group.items()}
-        points = [summary.scalar(key, value) for key, value in flat.items()]
-        points += [summary.histogram(f"gamma/{name}", gamma, bins=64) for name, gamma in gammas.items()]
-        self._append([Event(step=record["epoch"], summary=point) for point in points])
 
-    def _append(self, events):
-        try:
-            self.path.parent.mkdir(exist_ok=True)
-            with open(self.path, "ab") as file:
-                for event in events:
-                    event.wall_time = time.time()
-                    RecordWriter(file).write(event.SerializeToString())
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {reason_of(error)}") from None
+def write_curves(writer, record, gammas):
+    """Write the numbers of a log line and a histogram of each layer's gammas to the disk; UserError if it is full."""
+    flat = {}
+    for key, value in record.items():
+        flat |= {f"{key}/{name}": x for name, x in value.items()} if isinstance(value, dict) else {key: value}
+    try:
+        epoch = flat.pop("epoch")
+        for key, number in flat.items():
+            writer.add_scalar(key, number, epoch)
+        for name, gamma in gammas.items():
+            writer.add_histogram(f"gamma/{name}", gamma, epoch, bins=64)
+        writer.flush()  # else a kill loses what its thread has not written yet
+    except OSError as error:
+        raise UserError(f"cannot write {writer.log_dir}: {reason_of(error)}") from error
 
 
 # ---- Stop and go on -------------------------------------------------------------------------------
@@ -455,11 +427,10 @@ class Run:
         self.epoch_seconds += self.tick()
         progress = {key: getattr(self, key) for key in ("step", "log", "best", "seconds", "epoch_seconds")}
         meters = {key: vars(getattr(self, key)) for key in ("losses", "rights")}
-        return {
-            "global_step": self.epoch, "state_dict": self.net.state_dict(), "accuracy": self.accuracy,
-            **self.constants, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-            "progress": progress | meters, "random_state": utill.random_state(self.device),
-        }  # fmt: skip
+        parts = {"state_dict": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
+        parts |= {"scaler": self.scaler.state_dict(), "random_state": utill.random_state(self.device)}
+        progress = {"global_step": self.epoch, "accuracy": self.accuracy, "progress": progress | meters}
+        return {**progress, **parts, **self.constants}
 
     def where(self):
         """How far it is, in words."""
@@ -477,11 +448,11 @@ class Run:
     def restore(self, checkpoint, defaults, now):
         """Take up the run of `checkpoint`. Raises UserError where it is of another config or data, or not whole.
 
-        More epochs are no other config, nor fewer of a run that is finished, whose number then replaces that of our
-        config; nor a device or an engine under another name that it ran on already. defaults: {flag: value}
-        for flags newer than the checkpoint. now: the `environment` in which it goes on.
+        Some flags may differ: a larger number of epochs; a smaller one of a finished run, which then keeps its own;
+        another name for the device or engine that it ran on. defaults: {flag: value} for flags newer than the
+        checkpoint. now: the `environment` in which it continues.
         """
-        try:
+        with reading(self.folder / "last.pth.tar"):
             ours, known = self.constants["config"], self.constants["data"]
             theirs = {key: value for key, value in defaults.items() if key in ours} | checkpoint["config"]
             then = read_environment(self.folder)
@@ -499,40 +470,25 @@ class Run:
             groups = self.optimizer.state_dict()["param_groups"]  # what they hold follows from the config
             self.optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": groups})
             self.scaler.load_state_dict(checkpoint["scaler"])
-            check_progress(checkpoint, self.optimizer)
-            progress = dict(checkpoint["progress"])
+            progress = checkpoint["progress"]
             for key in ("losses", "rights"):
-                meter = progress.pop(key)
-                total = torch.as_tensor(meter["sum"], dtype=torch.float32, device=self.device)
-                setattr(self, key, utill.AverageMeter(total, meter["count"]))
-            vars(self).update({k: progress[k] for k in ("step", "log", "best", "seconds", "epoch_seconds")})
-            self.epoch, self.accuracy = checkpoint["global_step"], checkpoint["accuracy"]
+                total = torch.as_tensor(progress[key]["sum"], dtype=torch.float32, device=self.device).reshape(())
+                setattr(self, key, utill.AverageMeter(total, int(progress[key]["count"])))
+            self.seconds, self.epoch_seconds = float(progress["seconds"]), float(progress["epoch_seconds"])
+            self.epoch, self.step = int(checkpoint["global_step"]), int(progress["step"])
+            self.log, self.best, self.accuracy = progress["log"], progress["best"], checkpoint["accuracy"]
             utill.set_random_state(checkpoint["random_state"], self.device)
-        except UserError:
-            raise
-        except Exception as error:  # a damaged one can fail anywhere
-            reason = f"it has no {error}" if isinstance(error, KeyError) else utill.reason_of(error)
-            raise UserError(f"{self.folder}/last.pth.tar is not a run that can be resumed: {reason}") from None
+            self._check_restored()
         self.clock = time.perf_counter()
 
-
-def check_progress(checkpoint, optimizer):
-    """ValueError unless what a checkpoint says of its run, and what it gave the optimizer, are of the right form."""
-    progress, done = checkpoint["progress"], checkpoint["global_step"]
-    meters = [progress[meter][key] for meter in ("losses", "rights") for key in ("sum", "count")]
-    for number in (*meters, progress["seconds"], progress["epoch_seconds"]):
-        if type(number) not in (int, float) and not (torch.is_tensor(number) and number.shape == ()):
-            raise ValueError(f"{number!r:.100} is not a number")
-    if not all(type(count) is int and count >= 0 for count in (done, progress["step"])):
-        raise ValueError("its epochs or steps are no counts")
-    log, best = progress["log"], progress["best"]
-    if type(log) is not list or len(log) != done or not all(type(line) is dict for line in log):
-        raise ValueError("its log does not have a line an epoch")
-    if best not in (log or [None]) or best and not {"epoch", "train_loss", "train_acc"} <= best.keys():
-        raise ValueError("its best epoch is none of its log")
-    json.dumps(log)  # TypeError where it is no longer a log
-    for weights, kept in optimizer.state.items():
-        if any(
-            x.shape not in (weights.shape, ()) or not x.isfinite().all() for x in kept.values() if torch.is_tensor(x)
-        ):
-            raise ValueError("its optimizer is of another net")
+    def _check_restored(self):
+        """ValueError where what `restore` read would fail later, in the midst of training."""
+        json.dumps(self.log)  # TypeError where it is no longer a log
+        if self.step < 0 or len(self.log) != self.epoch or self.best not in (self.log or [None]):
+            raise ValueError("its log does not fit its epochs")
+        if self.best and not {"epoch", "train_loss", "train_acc"} <= self.best.keys():
+            raise ValueError("its best epoch lacks a number")
+        for weights, kept in self.optimizer.state.items():
+            tensors = [x for x in kept.values() if torch.is_tensor(x)]
+            if any(x.shape not in (weights.shape, ()) or not x.isfinite().all() for x in tensors):
+                raise ValueError("its optimizer is of another net")

@@ -30,9 +30,9 @@ def parse_args(argv=None):
     arguments.add_data_arguments(parser, data.DATASETS)
     arguments.add_run_arguments(parser)
     add = parser.add_argument_group("testing").add_argument
-    add("--steps", default=None, type=arguments.positive_int, help="run only so many time-steps")
-    add("--repeats", default=1, type=arguments.positive_int,
-        help="test with so many Poisson draws: seeds SEED, SEED + 1, ...")  # fmt: skip
+    add("--steps", default=None, type=arguments.positive_int, help="run only this many time-steps")
+    draws = "test with this many Poisson draws: seeds SEED, SEED + 1, ..."
+    add("--repeats", default=1, type=arguments.positive_int, help=draws)
     add("--image", default=None, nargs="+", type=arguments.path, metavar="FILE", help="classify these pictures instead")
     args, checkpoint = nets.parse_with_checkpoint(parser, argv)
     if args.repeats > 1 and not nets.ENCODERS[args.encoding].random:

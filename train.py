@@ -44,39 +44,37 @@ def parse_args(argv=None):
     parser = arguments.ArgumentParser(__doc__.splitlines()[0])
     nets.add_net_arguments(parser)
     add = arguments.add_data_arguments(parser, data.DATASETS).add_argument
-    add("--limit_train", default=None, type=positive_int, help="use so many training images (default: all)")
-    add("--val_fraction", default=0.0, type=fraction,
-        help="part of the training set held out, to choose the best epoch on")  # fmt: skip
-    add("--augment", default=None, action=argparse.BooleanOptionalAction,
-        help="random crop and, but for digits, flip (default: as suits the data set)")  # fmt: skip
+    add("--limit_train", default=None, type=positive_int, help="use this many training images (default: all)")
+    add("--val_fraction", default=0.0, type=fraction, help="part of the training set to choose the best epoch on")
+    crop = "random crop and, except for digits, flip (default: as suits the data set)"
+    add("--augment", default=None, action=argparse.BooleanOptionalAction, help=crop)
     arguments.add_run_arguments(parser)
     add = parser.add_argument_group("training").add_argument
-    add("--init_from", default=None, type=arguments.path, metavar="CHECKPOINT",
-        help="start from these weights, as far as they fit: another T, norm or number of classes")  # fmt: skip
+    start = "start from these weights, as far as they fit: another T, norm or number of classes"
+    add("--init_from", default=None, type=arguments.path, metavar="CHECKPOINT", help=start)
     add("--num_epochs", default=100, type=positive_int, help="epochs; of a run that is resumed, as many or more")
     add("--lr", default=0.3, type=positive_float, help="learning rate")
-    add("--lr_schedule", default="step", choices=["step", "cosine"],
-        help="step: divided by 10 at 50, 70 and 90 %% of the epochs")  # fmt: skip
-    add("--loss", default="ce", choices=list(utill.LOSSES),
-        help="cross-entropy: ce of the last output voltage, tet of each step's current")  # fmt: skip
+    step = "step: divided by 10 at 50, 70 and 90 %% of the epochs"
+    add("--lr_schedule", default="step", choices=["step", "cosine"], help=step)
+    loss = "cross-entropy: ce of the last output voltage, tet of each step's current"
+    add("--loss", default="ce", choices=list(utill.LOSSES), help=loss)
     add("--optimizer", default="sgd", choices=["sgd", "adam", "adamw"], help="optimizer")
     add("--momentum", default=0.9, type=fraction, help="momentum of sgd")
     add("--weight_decay", default=1e-4, type=nonnegative_float, help="weight decay")
-    add("--precise_bn", default=None, type=positive_int, metavar="BATCHES",
-        help="bntt: average running statistics over so many training batches for testing")  # fmt: skip
-    add("--data_on_device", action="store_true",
-        help="keep the data set on the device and augment there; no loading processes")  # fmt: skip
+    precise = "bntt: average running statistics over BATCHES training batches for testing"
+    add("--precise_bn", default=None, type=positive_int, metavar="BATCHES", help=precise)
+    add("--data_on_device", action="store_true", help="keep the data on the device; no loading processes")
     add("--cuda_graph", action="store_true", help="replay the training step as one CUDA graph (fused engine on a GPU)")
-    add("--train_display_freq", default=10, type=positive_int, help="print the training loss every so many epochs")
-    add("--test_display_freq", default=10, type=positive_int, help="test every so many epochs, and after the last")
-    add("--run_dir", default=None, type=arguments.path,
-        help="run folder (default: runs/<dataset>_<arch>_T<steps>_<norm>_seed<seed>)")  # fmt: skip
+    add("--train_display_freq", default=10, type=positive_int, help="epochs between prints of the training loss")
+    add("--test_display_freq", default=10, type=positive_int, help="epochs between tests; the last is always tested")
+    folder = "run folder (default: runs/<dataset>_<arch>_T<steps>_<norm>_seed<seed>)"
+    add("--run_dir", default=None, type=arguments.path, help=folder)
     add("--overwrite", action="store_true", help="replace the run that the run folder holds")
     add("--resume", action="store_true", help="go on with the run that the run folder holds, if any")
-    add("--save_every", default=None, type=positive_int, metavar="STEPS",
-        help="save every so many steps, besides at the end of each epoch")  # fmt: skip
-    add("--deterministic", action="store_true",
-        help="the same bits in every run on a GPU, at some cost (a CPU gives them anyway)")  # fmt: skip
+    every = "save after every STEPS steps, besides at the end of each epoch"
+    add("--save_every", default=None, type=positive_int, metavar="STEPS", help=every)
+    same = "the same bits in every run on a GPU, at some cost (a CPU gives them anyway)"
+    add("--deterministic", action="store_true", help=same)
     args = arguments.parse_with_config(parser, argv)
     if args.norm != "bntt":
         args.precise_bn = None
@@ -260,7 +258,7 @@ def train(args, argv, signals, stack):
     print(f"run folder {folder}; {sum(p.numel() for p in net.parameters()):,} parameters; {device}")
     print(f"engine: {engine}, mixed precision {args.amp}" + (f" (not fused: {reason})" if reason else ""))
 
-    curves = runs.Curves(folder / "tensorboard", run.epoch + 1)
+    curves = stack.enter_context(runs.curves(folder / "tensorboard", run.epoch + 1))
     signals.run = run
     while run.epoch < args.num_epochs:
         lr = utill.learning_rate(args.lr, run.epoch, args.num_epochs, args.lr_schedule)
@@ -277,7 +275,7 @@ def train(args, argv, signals, stack):
         run.best = record if is_best else run.best
         # A run killed before `last` does the end of the epoch again, and writes these two again.
         runs.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in run.log))
-        curves.write(record, net.gammas())
+        runs.write_curves(curves, record, net.gammas())
         run.save()
         if is_best:  # after `last`, which so never names an older epoch as the best than this file holds
             run.save("best.pth.tar")

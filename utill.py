@@ -1,5 +1,6 @@
 """What every room shares: errors, devices, seeds, facts of the data, schedule, losses, meters, evaluation."""
 
+import contextlib
 import functools
 import math
 import os
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 
 
 class UserError(Exception):
-    """A mistake the user can mend, said in one sentence: the scripts print it and exit with 2."""
+    """A mistake the user can correct, said in one sentence: the scripts print it and exit with 2."""
 
 
 class Stopped(BaseException):
@@ -37,10 +38,27 @@ def reason_of(error):
     return getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def entry_point(main):
-    """Decorate `main(argv=None)`: UserError becomes one line on stderr and exit code 2, Ctrl-C 130, SIGTERM 143.
+@contextlib.contextmanager
+def reading(path):
+    """While the block reads `path`, whatever goes wrong becomes a UserError that names it.
 
-    So does a lack of memory.
+    A damaged file can raise anything, so no reader needs to look for each kind of damage.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason_of(error)}") from error
+    except Exception as error:
+        why = f"({reason_of(error)}): it is damaged or of another kind, correct or replace it"
+        raise UserError(f"cannot read {path} {why}") from error
+
+
+def entry_point(main):
+    """Decorate `main(argv=None)`: a UserError becomes one line on stderr and exit code 2, Ctrl-C 130, SIGTERM 143.
+
+    So does a lack of memory, and a file or folder that the system refuses.
     """
 
     def refuse(error):
@@ -53,6 +71,8 @@ def entry_point(main):
             return main(argv) or 0
         except UserError as error:
             return refuse(error)
+        except OSError as error:
+            return refuse(f"cannot use {error.filename}: {reason_of(error)}" if error.filename else reason_of(error))
         except (MemoryError, RuntimeError) as error:
             # PyTorch has a class of its own for a GPU that is full, but not for the rest of the machine
             words = ("allocate memory", "not enough memory", "size calculation overflowed")
@@ -81,8 +101,8 @@ class DataFacts(NamedTuple):
 
 
 def is_name(text):
-    """Whether a class may be called so: not too long, no control characters, and encodable."""
-    return len(text) <= 255 and not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
+    """Whether a class may be called so: a text, not too long, without control characters, and encodable."""
+    return isinstance(text, str) and len(text) <= 255 and not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
 
 
 # ---- Machine ------------------------------------------------------------------------------------
@@ -165,12 +185,6 @@ def learning_rate(base, epoch, num_epochs, schedule="step"):
     if schedule == "cosine":
         return base * 0.5 * (1 + math.cos(math.pi * epoch / num_epochs))
     return base / 10 ** sum(10 * epoch >= tenths * num_epochs for tenths in (5, 7, 9))
-
-
-def accuracy(logits, labels, topk=(1,)):
-    """Accuracy in % over the top k classes, for each k. logits: [B, K], labels: [B]."""
-    ranks = logits.topk(min(max(topk), logits.shape[1]), dim=1).indices == labels[:, None]
-    return [100.0 * ranks[:, :k].any(1).float().mean().item() for k in topk]
 
 
 class CrossEntropy:

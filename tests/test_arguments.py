@@ -101,6 +101,8 @@ def test_the_command_line_wins_over_the_config(tmp_path):
     [
         ("lr: 1", "lr", 1.0),
         ("limit_train: null", "limit_train", None),
+        ("lr: null", "lr", 0.3),
+        ("lr: 5e-4", "lr", 5e-4),  # text to YAML
         ("amp: off", "amp", "off"),  # false to YAML
         ("augment: false", "augment", False),
         ("overwrite: true", "overwrite", True),
@@ -118,27 +120,24 @@ def test_config_values_as_people_write_them(tmp_path, text, key, value):
         ("learning_rate: 0.1", "unknown key 'learning_rate'"),
         ("help: true", "unknown key 'help'"),
         ("config: other.yaml", "unknown key 'config'"),
-        ("num_steps: 2.5", "num_steps must be an integer of at least 1 and at most 10000, got 2.5"),
-        ("num_steps: true", "num_steps must be an integer of at least 1 and at most 10000, got True"),
-        ("num_steps: '25'", "num_steps must be an integer of at least 1 and at most 10000, got '25'"),
-        ("num_steps: 0", "num_steps must be an integer of at least 1 and at most 10000, got 0"),
-        ("leak_mem: 1.5", r"leak_mem must be a number in \(0, 1\], got 1.5"),
-        ("leak_mem: .nan", r"leak_mem must be a number in \(0, 1\], got nan"),
-        ("weight_decay: 5e-4", "weight_decay must be a number of at least 0, got '5e-4' .*write 5.0e-4"),
-        ("lr: [0.3]", "lr must be a positive number"),
-        ("lr: null", "lr must be a positive number, got None"),
-        ("lr: 1" + "0" * 400, "lr must be a positive number"),
-        ("arch: vgg7", "arch must be one of vgg9, vgg11, dvs_cnn7, fc3, got 'vgg7'"),
-        ("arch: 9", "arch must be one of vgg9, vgg11, dvs_cnn7, fc3, got 9"),
-        ("amp: on", "amp must be one of off, auto, bf16, fp16, got True"),
-        ("data_dir: 7", "data_dir must be text, got 7"),
-        ("overwrite: 1", "overwrite must be true or false, got 1"),
+        ("num_steps: 2.5", "num_steps: expected an integer of at least 1 and at most 10000, got '2.5'"),
+        ("num_steps: true", "num_steps: expected an integer of at least 1 and at most 10000, got 'True'"),
+        ("num_steps: 0", "num_steps: expected an integer of at least 1 and at most 10000, got '0'"),
+        ("leak_mem: 1.5", r"leak_mem: expected a number in \(0, 1\], got '1.5'"),
+        ("leak_mem: .nan", r"leak_mem: expected a number in \(0, 1\], got 'nan'"),
+        ("lr: [0.3]", r"lr: expected one value, got \[0.3\]"),
+        ("lr: 1" + "0" * 400, "lr: expected a positive number"),
+        ("lr: 0x" + "f" * 5000, "lr: Exceeds the limit"),
+        ("arch: vgg7", "arch: expected one of vgg9, vgg11, dvs_cnn7, fc3, got 'vgg7'"),
+        ("arch: 9", "arch: expected one of vgg9, vgg11, dvs_cnn7, fc3, got '9'"),
+        ("amp: on", "amp: expected one of off, auto, bf16, fp16, got 'True'"),
+        ("overwrite: 1", "overwrite: expected true or false, got 1"),
         ("- lr\n- 0.1", "list of `flag: value` lines"),
         ("lr 0.1", "list of `flag: value` lines"),
         ("1: 2", "list of `flag: value` lines"),
         ("", "list of `flag: value` lines"),
-        ("lr: [0.1", "not valid YAML"),
-        ("lr: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("lr: [0.1", "cannot read .*config.yaml"),
+        ("lr: !!python/object/apply:os.getcwd []", "cannot read .*config.yaml"),
     ],
 )
 def test_a_config_that_is_wrong_is_an_error(tmp_path, text, message):
@@ -149,7 +148,7 @@ def test_a_config_that_is_wrong_is_an_error(tmp_path, text, message):
 def test_a_config_that_cannot_be_read_is_an_error(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00lr")
     for name in ("missing.yaml", "", "binary.yaml"):
-        with pytest.raises(UserError, match="cannot read the config"):
+        with pytest.raises(UserError, match="cannot read"):
             train.parse_args(["--config", str(tmp_path / name)])
 
 

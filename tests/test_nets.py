@@ -118,7 +118,7 @@ def test_the_norm_of_a_state_dict_is_read_off_its_names_and_its_time_steps_must_
 def test_two_tensors_of_one_name_but_for_a_prefix_are_refused(whole, tmp_path):
     state = whole["state_dict"]
     torch.save(state | {"module.conv1.weight": state["conv1.weight"]}, tmp_path / "c.pth")
-    with pytest.raises(UserError, match="two of its tensors have one name"):
+    with pytest.raises(UserError, match="two of its tensors have the same name"):
         runs.load_checkpoint(tmp_path / "c.pth")
 
 
@@ -179,9 +179,9 @@ def test_load_runs_the_engine_asked_for(trained):
         (dict(arch="vgg9", leak_mem=0.95), "size mismatch for fc1.weight"),
         (dict(arch="vgg9", leak_mem=0.95, img_size=8, num_cls=7), "size mismatch for fc2.weight"),
         (dict(arch="fc3", leak_mem=0.95, img_size=8), "holds another net than fc3"),
-        (dict(arch="vgg9", leak_mem=2), r"nets.load: leak_mem must be a number in \(0, 1\], got 2"),
+        (dict(arch="vgg9", leak_mem=2), r"nets.load: leak_mem: expected a number in \(0, 1\], got '2'"),
         (dict(arch="vgg9", leek=1), "nets.load: unknown key 'leek'"),
-        (dict(arch="vgg9", leak_mem=0.95, img_size=8, engine="cuda"), "engine must be one of auto, plain, fused"),
+        (dict(arch="vgg9", leak_mem=0.95, img_size=8, engine="cuda"), "engine: expected one of auto, plain, fused"),
         (dict(arch="vgg9", leak_mem=0.95, img_size=8, device="gpu"), "no such device"),
         (dict(arch="vgg9", leak_mem=0.95, img_size=8, num_steps=2), "--steps 2"),
     ],

@@ -6,7 +6,10 @@ import os
 import shutil
 import tarfile
 import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -62,21 +65,33 @@ def tree(tmp_path):
     return write_tiny(tmp_path / "tiny")
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves the files of a folder."""
+
+    def log_message(self, *args):
+        pass
+
+
 @pytest.fixture
 def archive(tree, tmp_path, monkeypatch):
-    """The tree as the published archive, and where it can be fetched; returns its path."""
+    """The tree as the published archive, which a server of this process has; its path."""
     path = tmp_path / "published" / "tiny-imagenet-200.zip"
     path.parent.mkdir()
     with zipfile.ZipFile(path, "w") as file:
         for member in sorted(p for p in tree.rglob("*") if p.is_file()):
             file.write(member, Path("tiny-imagenet-200") / member.relative_to(tree))
     publish(path, monkeypatch)
-    return path
+    monkeypatch.setenv("no_proxy", "*")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=path.parent)) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{path.name}"
+        monkeypatch.setattr(image_data, "TINY_IMAGENET_URL", url)
+        yield path
+        server.shutdown()
 
 
 def publish(path, monkeypatch):
-    monkeypatch.setattr(image_data, "TINY_IMAGENET_URL", path.as_uri())
-    monkeypatch.setattr(image_data, "TINY_IMAGENET_SIZE", path.stat().st_size)
+    """From now on the file at `path` is the published one."""
     monkeypatch.setattr(image_data, "TINY_IMAGENET_MD5", hashlib.md5(path.read_bytes()).hexdigest())
 
 
@@ -189,19 +204,14 @@ def test_val_in_class_folders_gives_the_same_images_in_the_same_order(tree, inne
 def test_val_sorted_by_half_is_refused(tree):
     (tree / "val" / "n01").mkdir()
     (tree / "val" / "images" / "val_1.JPEG").rename(tree / "val" / "n01" / "val_1.JPEG")
-    refused(tree, "val has images in images/, which is no class")
-
-
-def test_class_folders_that_contradict_the_annotations_are_refused(tree):
-    sort_val(tree)
-    (tree / "val" / "n01" / "val_1.JPEG").rename(tree / "val" / "n02" / "val_1.JPEG")
-    refused(tree, "do not agree on val_1.JPEG")
+    refused(tree, "val has files in images/, no class")
 
 
 def test_a_class_folder_that_no_list_names_is_refused(tree):
     sort_val(tree)
     (tree / "val" / "n77").mkdir()
-    refused(tree, "val has images in n77/, which is no class of wnids.txt")
+    (tree / "val" / "n77" / "val_99.JPEG").write_bytes(b"")
+    refused(tree, "val has files in n77/, no class of wnids.txt")
 
 
 def test_a_sorted_val_needs_no_annotations(tree):
@@ -239,8 +249,8 @@ def refused(root, message):
     flags = "--dataset tiny_imagenet --batch_size 4 --num_epochs 1 --data_dir"
     outcome = call(train.main, TINY, flags, root, "--run_dir", root.parent / "run")
     assert outcome.code == 2
-    assert len(outcome.err) == 1
-    assert message in outcome.err[0]
+    assert message in outcome.err[-1]
+    assert not [line for line in outcome.err[:-1] if line and "B/s" not in line]  # the progress of a download
     after = sorted(root.rglob("*")) if root.exists() else None
     caches = [path for path in after or [] if path.name.startswith("train-8-") or path.name == ".bntt_cache"]
     assert [path for path in after or [] if path not in caches] == (before or [])  # a whole cache may stay
@@ -262,13 +272,13 @@ BAD = {
     "annotations": (lambda root: (root / "val" / "val_annotations.txt").unlink(), "val_annotations.txt: No such file"),
     "unnamed image": (
         lambda root: shutil.copy(root / "val/images/val_0.JPEG", root / "val/images/val_99.JPEG"),
-        "val_annotations.txt does not name these images: val_99.JPEG",
+        "do not agree on val_99.JPEG",
     ),
-    "missing image": (lambda root: (root / "val/images/val_3.JPEG").unlink(), "val/images: val_3.JPEG"),
+    "missing image": (lambda root: (root / "val/images/val_3.JPEG").unlink(), "do not agree on val_3.JPEG"),
     "unknown wnid": (lambda root: add(root / "val/val_annotations.txt", "val_1.JPEG\tn77\t0\t0\t7\t7\n"), "'n77'"),
-    "no wnid": (lambda root: add(root / "val/val_annotations.txt", "val_1.JPEG\n"), "val_1.JPEG is of the class ''"),
+    "no wnid": (lambda root: add(root / "val/val_annotations.txt", "val_1.JPEG\n"), "has length 1; 2 is required"),
     "named twice": (lambda root: add(root / "val/val_annotations.txt", "val_1.JPEG\tn03\n"), "names an image twice"),
-    "outside": (lambda root: add(root / "val/val_annotations.txt", "../a.JPEG\tn03\n"), "images: ../a.JPEG"),
+    "outside": (lambda root: add(root / "val/val_annotations.txt", "../a.JPEG\tn03\n"), "do not agree on ../a.JPEG"),
     "cut JPEG": (lambda root: os.truncate(root / "val/images/val_2.JPEG", 300), "cannot read image"),
     "no JPEG": (lambda root: (root / "train/n01/images/n01_1.JPEG").write_text("no"), "n01_1.JPEG"),
 }
@@ -294,12 +304,12 @@ def test_no_internet_says_what_to_put_where(tmp_path, monkeypatch):
 
 def test_a_download_with_another_md5_is_refused(archive, tmp_path, monkeypatch):
     monkeypatch.setattr(image_data, "TINY_IMAGENET_MD5", "0" * 32)
-    refused(tmp_path / "new", "md5 sum differs")
+    refused(tmp_path / "new", "tiny-imagenet-200.zip (File not found or corrupted.)")
 
 
 def test_a_download_that_breaks_off_is_refused(archive, tmp_path):
     os.truncate(archive, 1000)
-    refused(tmp_path / "new", "broke off after 1000 of")
+    refused(tmp_path / "new", "tiny-imagenet-200.zip (File not found or corrupted.)")
 
 
 def test_a_cut_archive_in_data_dir_is_refused_and_left_alone(archive):
@@ -307,19 +317,11 @@ def test_a_cut_archive_in_data_dir_is_refused_and_left_alone(archive):
     refused(archive.parent, "tiny-imagenet-200.zip is incomplete or damaged: remove it")
 
 
-def test_an_archive_that_would_write_outside_is_refused(archive, monkeypatch):
-    with zipfile.ZipFile(archive, "a") as file:
-        file.writestr("tiny-imagenet-200/../../evil.txt", "x")
-    publish(archive, monkeypatch)
-    refused(archive.parent, "is not safe to unpack")
-    assert not (archive.parent.parent / "evil.txt").exists()
-
-
 def test_an_archive_of_something_else_is_refused(archive, monkeypatch):
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("other/a.txt", "x")
     publish(archive, monkeypatch)
-    refused(archive.parent, "has no folder tiny-imagenet-200")
+    refused(archive.parent, "it must hold tiny-imagenet-200/")
 
 
 def test_a_disk_full_while_caching_is_refused(tree, monkeypatch):

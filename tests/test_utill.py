@@ -64,6 +64,41 @@ def test_a_user_error_is_one_line_and_exit_code_2(capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError(13, "Permission denied", "runs/x"), "cannot use runs/x: Permission denied"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_a_file_that_the_system_refuses_is_one_line_that_names_it(capsys, error, words):
+    @utill.entry_point
+    def main(argv=None):
+        raise error
+
+    assert main([]) == 2
+    assert capsys.readouterr().err.endswith(f"error: {words}\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyError("x"), r"^cannot read a.bin \('x'\): it is damaged or of another kind, correct or replace it$"),
+        (FileNotFoundError(2, "No such file", "a.bin"), "^cannot read a.bin: No such file$"),
+        (UserError("a.bin holds no events"), "^a.bin holds no events$"),
+    ],
+)
+def test_whatever_a_damaged_file_raises_is_one_sentence_that_names_it(error, words):
+    with pytest.raises(UserError, match=words), utill.reading("a.bin"):
+        raise error
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_what_is_no_damage_passes_while_a_file_is_read(error):
+    with pytest.raises(error), utill.reading("a.bin"):
+        raise error
+
+
 def test_a_bug_is_not_taken_for_a_mistake_of_the_user():
     @utill.entry_point
     def main(argv=None):
@@ -103,11 +138,6 @@ def test_epochs_that_do_not_divide_drop_at_the_next_whole_epoch():
 def test_the_cosine_schedule_falls_from_the_base_towards_zero():
     rates = [learning_rate(0.3, epoch, 4, "cosine") for epoch in range(4)]
     assert rates == pytest.approx([0.3, 0.15 * (1 + 0.5**0.5), 0.15, 0.15 * (1 - 0.5**0.5)])
-
-
-def test_accuracy_over_the_best_k():
-    logits = torch.tensor([[3.0, 2, 1], [3, 2, 1], [1, 2, 3], [1, 3, 2]])
-    assert utill.accuracy(logits, torch.tensor([0, 1, 0, 1]), topk=(1, 2, 5)) == [50.0, 75.0, 100.0]
 
 
 def test_average_meter_weighs_by_images():
@@ -307,7 +337,7 @@ def test_the_plain_engine_does_not_save_memory():
 # ---- Files ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("disk full"), KeyError("bug")])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyError("bug")])
 def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path, error):
     path = tmp_path / "last.pth.tar"
     path.write_bytes(b"old")
@@ -379,7 +409,7 @@ class Code:
 def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path, monkeypatch, make):
     monkeypatch.chdir(tmp_path)
     make({"state_dict": Code()}, tmp_path / "evil.pth.tar")
-    with pytest.raises(UserError, match=r"evil.pth.tar (was refused: it holds more than|is not a)"):
+    with pytest.raises(UserError, match=r"evil.pth.tar (was refused: it holds more than|.*it is not a checkpoint)"):
         runs.load_checkpoint(tmp_path / "evil.pth.tar")
     assert not Path("it-ran").exists()
 
@@ -411,13 +441,13 @@ def saved(value):
 def test_a_file_that_is_no_whole_checkpoint_is_a_user_error(tmp_path, content):
     path = tmp_path / "x.pth.tar"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"x.pth.tar is not a"):
+    with pytest.raises(UserError, match=r"cannot read .*x.pth.tar \(.*correct or replace it"):
         runs.load_checkpoint(path)
 
 
 def test_a_checkpoint_that_cannot_be_opened_is_a_user_error(tmp_path):
     for path in (tmp_path / "missing", tmp_path):
-        with pytest.raises(UserError, match="cannot read the checkpoint"):
+        with pytest.raises(UserError, match="cannot read .*: (No such file|Is a directory)"):
             runs.load_checkpoint(path)
 
 
@@ -506,12 +536,11 @@ def test_a_whole_checkpoint_loads_in_either_format_of_torch_whatever_else_it_hol
     nets.load_net(args, checkpoint, DataFacts(**checkpoint["data"]), torch.device("cpu"))
 
 
-W, V = torch.zeros(256, 1), torch.ones(256)
+W = torch.zeros(256, 1)
 HUGE = torch.zeros(1).expand(2**20, 2**20)  # 4 TB, of one number
 BAD_CHECKPOINTS = [
     (dict(state_dict__fc1__weight=W / 0), "its fc1.weight is not finite"),
     (dict(state_dict__fc1__weight=W.double() + 1e300), "its fc1.weight is not finite"),
-    (dict(state_dict__bntt_fc1__0__running_var=-V), "its bntt_fc1.0.running_var is negative"),
     (dict(state_dict__fc1__weight=HUGE), "its fc1.weight is larger than the file"),
     (dict(state_dict__a=HUGE[0, : 2**16], state_dict__b=HUGE[0, : 2**16]), "its [ab] is larger than the file"),
     (dict(state_dict__fc1__weight=W.to_sparse()), "its fc1.weight is no plain tensor"),
@@ -525,27 +554,27 @@ BAD_CHECKPOINTS = [
     (dict(state_dict__encoder__order=torch.tensor([0, 1, 2, 2])), "its encoder.order is not an order of the pixels"),
     (dict(state_dict__encoder__order=torch.tensor([1, 2, 3, 4])), "its encoder.order is not an order of the pixels"),
     (dict(state_dict__encoder__order=torch.arange(9)), "size mismatch for encoder.order"),
-    (dict(config__num_steps=10**9), "num_steps must be an integer .* at most 10000, got 1000000000"),
+    (dict(config__num_steps=10**9), "num_steps: expected an integer .* at most 10000, got '1000000000'"),
     (dict(config__num_steps=10**4), "it has 4 time-steps with a norm of their own, not 10000"),
-    (dict(config__num_steps=10**9, config__norm="none"), "num_steps must be an integer .* at most 10000"),
-    (dict(config__img_size=10**6, data__img_size=10**6), "img_size must be an integer .* at most 10000"),
+    (dict(config__num_steps=10**9, config__norm="none"), "num_steps: expected an integer .* at most 10000"),
+    (dict(config__img_size=10**6, data__img_size=10**6), "img_size: expected an integer .* at most 10000"),
     (dict(config__img_size=None, data__img_size=10**6), "need num_steps 1000000000000"),
     (dict(config__img_size=8), "its config and data differ in img_size"),
-    (dict(config__num_workers=10**6), "num_workers must be an integer .* at most 256"),
-    (dict(config__lr=[1]), "its config is missing or wrong"),
-    (dict(config__x={}), "its config is missing or wrong"),
-    (dict(config=torch.zeros(3)), "its config is missing or wrong"),
+    (dict(config__num_workers=10**6), "num_workers: expected an integer .* at most 256"),
+    (dict(config__lr=[1]), "its config holds more than flags"),
+    (dict(config__x={}), "its config holds more than flags"),
+    (dict(config=torch.zeros(3)), "its config lacks arch"),
     (dict(data__classes=["a", "b"]), r"size mismatch for fc3.weight: it is \[10, 256\] .* not \[2, 256\]"),
-    (dict(data__classes=["a"] * 9 + ["\x1b[2J"]), "its data is missing or wrong"),
-    (dict(data__classes=["a"] * 9 + ["x" * 10**6]), "its data is missing or wrong"),
-    (dict(data__classes=["a"] * 9 + ["\ud800"]), "its data is missing or wrong"),
-    (dict(data__mean=[float("nan")]), "its data is missing or wrong"),
-    (dict(data__std=[0.0]), "its data is missing or wrong"),
-    (dict(data__std=[float("inf")]), "its data is missing or wrong"),
-    (dict(data__mean=[0.5] * 2, data__std=[0.5] * 2), "its data is missing or wrong"),
-    (dict(data__in_channels=True), "its data is missing or wrong"),
-    (dict(data__img_size=0), "its data is missing or wrong"),
-]
+    (dict(data__classes=["a"] * 9 + ["\x1b[2J"]), "its class names are wrong"),
+    (dict(data__classes=["a"] * 9 + ["x" * 10**6]), "its class names are wrong"),
+    (dict(data__classes=["a"] * 9 + ["\ud800"]), "its class names are wrong"),
+    (dict(data__mean=[float("nan")]), "its mean or std is wrong"),
+    (dict(data__std=[0.0]), "its mean or std is wrong"),
+    (dict(data__std=[float("inf")]), "its mean or std is wrong"),
+    (dict(data__mean=[0.5] * 2, data__std=[0.5] * 2), "its mean or std is wrong"),
+    (dict(data__in_channels=True), "its in_channels or img_size is wrong"),
+    (dict(data__img_size=0, config__img_size=0), "its in_channels or img_size is wrong"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD_CHECKPOINTS)
@@ -560,7 +589,7 @@ def test_event_data_has_two_channels_and_their_mean_and_std(tmp_path):
     config = dict(arch="dvs_cnn7", num_steps=2, encoding="frames", dataset="nmnist", img_size=None)
     events = ours(state_dict=net.state_dict(), data=known, config=ours()["config"] | config)
     assert nets.known_data(load(tmp_path, events)[1])["facts"].mean == [0, 0]
-    with pytest.raises(UserError, match="its data is missing or wrong"):
+    with pytest.raises(UserError, match="expected sequence of length 1"):
         load(tmp_path, events | {"data": known | {"mean": [0.0]}})
 
 
@@ -603,7 +632,7 @@ def test_a_compressed_checkpoint_is_refused_before_it_unfolds(tmp_path):
         for name, content in members.items():
             archive.writestr(name, content)
     assert path.stat().st_size < 1e6
-    with mock.patch("torch.load") as loading, pytest.raises(UserError, match="is not a whole checkpoint"):
+    with mock.patch("torch.load") as loading, pytest.raises(UserError, match="unpacks to more than its size"):
         runs.load_checkpoint(path)
     loading.assert_not_called()
 
@@ -614,7 +643,7 @@ def test_numbers_that_are_not_in_the_older_format_are_not_waited_for(tmp_path):
     content = path.read_bytes()
     assert b"K\x05" in content
     path.write_bytes(content.replace(b"K\x05", b"J\xff\xff\xff\x7f"))  # 8 GB
-    with pytest.raises(UserError, match="is not a whole checkpoint"):
+    with pytest.raises(UserError, match="correct or replace it"):
         runs.load_checkpoint(path)
 
 
