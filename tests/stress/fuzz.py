@@ -150,7 +150,7 @@ def actions(script):
     return found
 
 
-PATHS = {"--run_dir", "--data_dir", "--figure", "--image", "--config"}
+PATHS = {"--run_dir", "--data_dir", "--figure", "--image", "--config", "--init_from"}
 GOOD = ["0.1", "0.5", "1", "1e-30"]
 
 
