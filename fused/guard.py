@@ -82,13 +82,10 @@ def _layer(layer, num_steps, save_memory):
     if not _describes_itself(norm):
         return f"does not know the normalisation {type(norm).__name__}"
     norms = norm.batch_norms(num_steps)
-    shared = len({*map(id, norms)})
-    if (
-        shared not in (0, 1, num_steps)
-        or norms
-        and norm.training != norms[0].training
-        or (norms and not _knows_batch_norms(norms[: 1 if shared == 1 else None], hasattr(norm, "beta"), synapse))
-    ):
+    shared, beta = len({*map(id, norms)}), hasattr(norm, "beta")
+    known = not norms or norm.training == norms[0].training
+    known = known and (not norms or _knows_batch_norms(norms[: 1 if shared == 1 else None], beta, synapse))
+    if not known or shared not in (0, 1, num_steps):
         return f"does not know the BatchNorms of {name}: of another type, not alike, changed, or with hooks"
     if save_memory and not norm.per_step:
         return f"cuts time into blocks to save memory, and {type(norm).__name__} takes its statistics over all of it"
@@ -116,9 +113,8 @@ def _synapse(name, synapse, readout):
 
 
 def _short(module):
-    return type(module).__name__ + (
-        f"({module.extra_repr()})" if type(module).__module__.startswith("torch.nn") else ""
-    )
+    ours = type(module).__module__.startswith("torch.nn")
+    return type(module).__name__ + (f"({module.extra_repr()})" if ours else "")
 
 
 def _changed(module, what, called=False):
@@ -236,7 +232,7 @@ TORCH_CODE = ("conv2d", "linear", "batch_norm", "avg_pool2d", "adaptive_avg_pool
 def _torch_code():
     """What torch's own parts run, unless somebody replaced it."""
     return (
-        nn.Module.__call__, *(c.forward for c in TORCHS), nn.Conv2d._conv_forward,
+        nn.Module.__call__, nn.Module._call_impl, *(c.forward for c in TORCHS), nn.Conv2d._conv_forward,
         *(getattr(F, name) for name in TORCH_CODE), torch.stack,
     )  # fmt: skip
 
