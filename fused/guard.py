@@ -82,13 +82,10 @@ def _layer(layer, num_steps, save_memory):
     if not _describes_itself(norm):
         return f"does not know the normalisation {type(norm).__name__}"
     norms = norm.batch_norms(num_steps)
-    shared = len({*map(id, norms)})
-    if (
-        shared not in (0, 1, num_steps)
-        or norms
-        and norm.training != norms[0].training
-        or (norms and not _knows_batch_norms(norms[: 1 if shared == 1 else None], hasattr(norm, "beta"), synapse))
-    ):
+    shared, beta = len({*map(id, norms)}), hasattr(norm, "beta")
+    known = not norms or norm.training == norms[0].training
+    known = known and (not norms or _knows_batch_norms(norms[: 1 if shared == 1 else None], beta, synapse))
+    if not known or shared not in (0, 1, num_steps):
         return f"does not know the BatchNorms of {name}: of another type, not alike, changed, or with hooks"
     if save_memory and not norm.per_step:
         return f"cuts time into blocks to save memory, and {type(norm).__name__} takes its statistics over all of it"
@@ -116,9 +113,8 @@ def _synapse(name, synapse, readout):
 
 
 def _short(module):
-    return type(module).__name__ + (
-        f"({module.extra_repr()})" if type(module).__module__.startswith("torch.nn") else ""
-    )
+    ours = type(module).__module__.startswith("torch.nn")
+    return type(module).__name__ + (f"({module.extra_repr()})" if ours else "")
 
 
 def _changed(module, what, called=False):
@@ -236,7 +232,7 @@ TORCH_CODE = ("conv2d", "linear", "batch_norm", "avg_pool2d", "adaptive_avg_pool
 def _torch_code():
     """What torch's own parts run, unless somebody replaced it."""
     return (
-        nn.Module.__call__, *(c.forward for c in TORCHS), nn.Conv2d._conv_forward,
+        nn.Module.__call__, nn.Module._call_impl, *(c.forward for c in TORCHS), nn.Conv2d._conv_forward,
         *(getattr(F, name) for name in TORCH_CODE), torch.stack,
     )  # fmt: skip
 
@@ -295,19 +291,19 @@ def _mark(kind):
 def prove(net, attached):
     """None if engine and plain loop agree to 1e-9 in float64, else why not.
 
-    Compared are voltages, gradients (those of the images too) and running statistics, in training and in eval mode: of
-    the net's own shape over its first steps, and of a few of its channels over all steps with larger numbers of both
+    Compared are voltages, gradients (of the images too) and running statistics: of the net's own shape in training over
+    its first steps; of a few of its channels over all steps, in training and in eval mode, with larger numbers of both
     signs. That on copies, so that the net and the random generators stay as they are.
     """
-    device, layers = net.readout.weight.device, net.layers()
+    device, layers, T = net.readout.weight.device, net.layers(), net.num_steps
     delay = sum(layer.lif.delay for layer in layers)
     dense = sum(s.N * layer.synapse.weight.numel() for s, layer in zip(shapes(net, 2, 1), layers, strict=True))
-    steps = min(net.num_steps, max(2 + delay, min(12, int(WORK / dense))))
+    steps = min(T, max(2 + delay, min(12, int(WORK / dense))))
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
             torch.manual_seed(0)
-            for twin, count in ((_twin(net), steps), (_narrow(_twin(net, 4.0)), net.num_steps)):
-                if odd := _first_difference(twin, count, attached):
+            for twin, count, modes in ((_twin(net), steps, (True,)), (_narrow(_twin(net, 4.0)), T, (True, False))):
+                if odd := _first_difference(twin, count, modes, attached):
                     return f"its {odd} is not what the net's own code computes"
     except Exception as error:  # the parts may be anybody's
         said = " ".join(str(error).split())[:120]
@@ -315,11 +311,11 @@ def prove(net, attached):
     return None
 
 
-def _first_difference(net, steps, attached):
+def _first_difference(net, steps, modes, attached):
     """What of the results of a net, run fused, is not as run plain; None if all is."""
     device = net.readout.weight.device
     images = torch.randn(2, *net.encoder.input_shape, dtype=torch.float64, device=device) * 1.5
-    for training in (True, False):
+    for training in modes:
         results = []
         for each in (copy.deepcopy(net), attached(copy.deepcopy(net), trusted=True)):
             torch.manual_seed(1)

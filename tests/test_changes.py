@@ -1,6 +1,6 @@
 """Changes to a net, each before and after attach: the numbers of the net's own code, or one clear error.
 
-docs/changes.md says which run fused, and why the others do not: `python tests/test_changes.py > docs/changes.md`.
+docs/changes.md says which run fused, and why the others do not. `PYTHONPATH=. python tests/test_changes.py` prints it.
 """
 
 import copy
@@ -786,7 +786,7 @@ HEAD = """# Changes to a net, and what the fused engine does with them
 Each change below was made to a small VGG in float64, before and after `fused.attach`. Two training steps then gave the
 losses, gradients, running statistics and random state of the net's own code to 1e-9, or the same error. The table says
 how the net ran: `fused`, or plain, with the reason that the engine gives. `pytest tests/test_changes.py` checks every
-row; `python tests/test_changes.py > docs/changes.md` writes this page.
+row.
 
 | part | change | before attach | after attach |
 | --- | --- | --- | --- |"""
