@@ -79,7 +79,6 @@ class LIF(nn.Module):
 
 class BNTT(nn.ModuleList):
     """Batch Normalization Through Time, eq. 9: gamma_t * (x - mu_t) / sqrt(var_t + eps) at step t, no beta.
-
     Each step has its own BatchNorm. What stands below `forward` describes the norm to others; per_step: in training,
     each step is normalised by the mean and variance of its own batch."""
 
@@ -155,22 +154,23 @@ class SpikingNet(nn.Module):
         return steps
 
     def stream(self, images, steps=None, block=1):
-        """Generate `voltages` block by block of time-steps; who stops iterating stops the work. All steps are one block
-        where a norm trains on the statistics of all of them."""
-        steps, voltage, membranes = self.check_input(images, steps), 0.0, []
+        """Generate `voltages` block by block (of one step: what lies between layers stays in the caches; of all, where
+        a norm trains on all). Who stops iterating stops the work; `send(indices)` goes on with those images alone."""
+        steps, voltage, membranes, kept = self.check_input(images, steps), 0.0, [], slice(None)
 
         def fire(neuron, currents):
             spikes, membrane = neuron(currents, membranes.pop(0) if t0 else None)
             membranes.append(membrane)
             return spikes
 
-        whole = any(m.training and not getattr(m, "per_step", True) for m in self.modules())
-        block = steps if whole else block  # of 1, so that what lies between two layers stays in the caches
+        block = steps if any(m.training and not getattr(m, "per_step", True) for m in self.modules()) else block
         for t0 in range(0, steps, block):
-            encoded, trace = self.encoder(images, min(block, steps - t0), t0), []
+            encoded, trace = self.encoder(images, min(block, steps - t0), t0)[:, kept], []
             for current in self.output_currents(encoded, t0, steps, fire):
                 trace.append(voltage := voltage + current.to(torch.promote_types(images.dtype, torch.float32)))
-            yield torch.stack(trace)
+            if (keep := (yield torch.stack(trace))) is not None:
+                kept = torch.arange(len(images), device=images.device)[kept][keep]
+                voltage, membranes = voltage[keep], [membrane[keep] for membrane in membranes]
 
     def voltages(self, images, steps=None):
         """Output voltage after each of the first `steps` (default all) time-steps, [steps, B, K], of images [B, ...].

@@ -250,17 +250,22 @@ class SpikeMeter:
 
     Neurons are the modules with a firing `threshold` (`lif_conv1` is called conv1); they and `net.encoder` show a
     block of steps at a time. Synapses are convolutions and linear layers, and show one step at a time.
+    multiply_adds: {synapse: those of one image and step, all inputs counted}; neurons: {layer: how many};
+    analog: the synapses that see values in place of spikes.
+    by_image: keep `image_spikes` and `image_operations` too, lists of a [T, B] a batch, summed over layers.
     """
 
-    def __init__(self, net, steps=None):
-        self.net, self.steps = net, steps or net.num_steps
+    def __init__(self, net, steps=None, by_image=False):
+        self.net, self.steps, self.by_image = net, steps or net.num_steps, by_image
         modules = dict(net.named_modules())
         self._neurons = {name.removeprefix("lif_"): m for name, m in modules.items() if hasattr(m, "threshold")}
-        self._synapses = [m for m in modules.values() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
+        kinds = (nn.Linear, nn.modules.conv._ConvNd)
+        self._synapses = {name: m for name, m in modules.items() if isinstance(m, kinds)}
         self.spikes = {n: torch.zeros(self.steps, dtype=torch.float64) for n in ["input", *self._neurons]}
-        self.neurons, self.images = {}, 0
-        self._operations, self._encoded = torch.zeros(self.steps, dtype=torch.float64), None
-        self._steps_seen = dict.fromkeys([*self.spikes, *self._synapses], 0)
+        self._operations = {n: torch.zeros(self.steps, dtype=torch.float64) for n in self._synapses}
+        self.neurons, self.multiply_adds, self.analog, self.images = {}, {}, set(), 0
+        self.image_spikes, self.image_operations, self._encoded = [], [], None
+        self._steps_seen = dict.fromkeys([*self.spikes, *self._synapses.values()], 0)
 
     def _next(self, key, steps=1):
         """The step, of a run, that comes next at this place."""
@@ -276,28 +281,39 @@ class SpikeMeter:
     def _see_spikes(self, name, spikes):
         """spikes: [t, B, ...]"""
         t = self._next(name, len(spikes))
-        self.spikes[name][t : t + len(spikes)] += spikes.abs().flatten(1).sum(1, dtype=torch.float64).cpu()
+        counts = spikes.abs().flatten(2).sum(2, dtype=torch.float64).cpu()
+        self.spikes[name][t : t + len(spikes)] += counts.sum(1)
         self.neurons[name] = spikes[0, 0].numel()
+        if self.by_image and name != "input":
+            self.image_spikes[-1][t : t + len(spikes)] += counts
 
     def _see_input(self, module, inputs, encoded):
         self._encoded = encoded
+        if self.by_image and self._steps_seen["input"] % self.steps == 0:
+            self.image_spikes.append(torch.zeros(self.steps, encoded.shape[1], dtype=torch.float64))
+            self.image_operations.append(torch.zeros(self.steps, encoded.shape[1], dtype=torch.float64))
         self._see_spikes("input", encoded)
         self.images += encoded.shape[1] * (self._steps_seen["input"] % self.steps == 0)
 
-    def _see_synapse(self, module, inputs, output):
+    def _see_synapse(self, name, module, inputs, output):
         """A step's accumulate operations: dense multiply-adds x mean |input|; those of analog input count in full."""
-        x = inputs[0]
-        analog = self.net.encoder.analog and _same_memory(x, self._encoded)
-        rate = 1.0 if analog else x.abs().mean(dtype=torch.float64).item()
-        self._operations[self._next(module)] += output.numel() * module.weight[0].numel() * rate
+        x, t = inputs[0], self._next(module)
+        if self.net.encoder.analog and _same_memory(x, self._encoded):
+            self.analog.add(name)
+        self.multiply_adds[name] = output[0].numel() * module.weight[0].numel()
+        rates = x.new_ones(len(x)) if name in self.analog else x.abs().flatten(1).mean(1, dtype=torch.float64)
+        operations = self.multiply_adds[name] * rates.double().cpu()
+        self._operations[name][t] += operations.sum()
+        if self.by_image:
+            self.image_operations[-1][t] += operations
 
     def __enter__(self):
         self._handles = []
         for name, module in self._neurons.items():
             self._watch(module, lambda m, inputs, output, name=name: self._see_spikes(name, output[0].detach()))
         self._watch(self.net.encoder, lambda *seen: self._see_input(*seen))
-        for module in self._synapses:
-            self._watch(module, lambda *seen: self._see_synapse(*seen))
+        for name, module in self._synapses.items():
+            self._watch(module, lambda *seen, name=name: self._see_synapse(name, *seen))
         return self
 
     def __exit__(self, *exc):
@@ -315,14 +331,15 @@ class SpikeMeter:
         """Spikes of all layers over all T for one image; those of the input do not count."""
         return sum(float(s.sum()) for n, s in self.spikes.items() if n != "input") / max(self.images, 1)
 
-    def operations(self):
-        """[T] accumulate operations per image and step, from what each synapse sees.
+    def operations(self, synapse=None):
+        """[T] accumulate operations per image and step, of one synapse or all, from what each sees.
 
         A synapse costs its dense multiply-adds times the mean size of its input: the spike rate of the neurons before
         it, also where their spikes were averaged by a pool or added in a residual net. An input that is no spikes
         (Encoder.analog) costs its multiply-adds in full. The output layer, which does not spike, is included.
         """
-        return self._operations / max(self.images, 1)
+        found = self._operations.values() if synapse is None else [self._operations[synapse]]
+        return torch.stack([*found]).sum(0) / max(self.images, 1)
 
 
 def _same_memory(x, y):

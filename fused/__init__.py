@@ -113,15 +113,17 @@ class FusedNet:
             yield FusedVoltages.apply(run, encoded, *weights, *scales, *shifts)
             return
         weights, readout = run.prepared(weights)
-        membranes, voltage = run.state(run.block < run.steps), 0.0
+        membranes, voltage, kept = run.state(run.block < run.steps), 0.0, slice(None)
         for t0, t1 in run.blocks():
-            encoded = self.encoder(images, t1 - t0, t0)
+            encoded = self.encoder(images, t1 - t0, t0)[:, kept]
             with torch.autocast(run.device.type, enabled=False):
                 spikes = run.forward_block(encoded, t0, t1, weights, membranes, keep=False)[0]
                 voltages = run.output(spikes, readout).cumsum(0) + voltage
             voltage = voltages[-1].clone()  # who gets the voltages may change them
             del encoded, spikes
-            yield voltages
+            if (keep := (yield voltages)) is not None:
+                kept = torch.arange(len(images), device=images.device)[kept][keep]
+                voltage, membranes = voltage[keep], run.keep(keep, membranes)
 
 
 @functools.cache

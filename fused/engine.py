@@ -139,6 +139,12 @@ class Run:
             return [None] * len(self.layers)
         return [torch.zeros(s.N, s.C, dtype=self.state_dtype, device=self.device) for s in self.shapes]
 
+    def keep(self, images, membranes):
+        """Go on with those images of the batch alone; returns their membranes."""
+        pairs = list(zip(membranes, self.shapes, strict=True))
+        self.shapes = [shape._replace(B=len(images)) for shape in self.shapes]
+        return [m if m is None else m.view(s.B, -1, s.C)[images].view(-1, s.C) for m, s in pairs]
+
     # -- Norms as x -> a x + b, per time-step and channel
 
     def live_steps(self, i):

@@ -1,0 +1,128 @@
+"""When a net may stop: the exit read off the gammas, the same for all images, and those of each image by its output.
+
+Shapes: T time-steps, N images, K classes, voltages [T, N, K] after every step. An exit step is in 1..T; T is no exit.
+"""
+
+import torch
+
+
+def exit_step(mean_gamma, threshold):
+    """Smallest number of time-steps after which every layer's mean gamma stays below `threshold` (paper, section 3.4).
+
+    mean_gamma: [layers, T]. Returns an int in 1..T; T means that there is no early exit.
+    """
+    open_steps = (mean_gamma >= threshold).any(dim=0).nonzero()
+    return int(open_steps.max()) + 1 if len(open_steps) else 1
+
+
+def sweep_thresholds(mean_gamma):
+    """{exit step: (lowest, highest) gamma threshold that gives it}: every exit that some threshold yields.
+
+    The exit can only change where the threshold crosses the largest mean gamma of all later steps.
+    """
+    largest = mean_gamma.max(dim=0).values
+    ahead = largest.flip(0).cummax(0).values.flip(0)  # over this and all later steps
+    exits, low = {}, 0.0
+    for value in [*ahead[1:].unique().tolist(), float("inf")]:  # ascending
+        if value > 0:
+            exits[exit_step(mean_gamma, value)] = (low, value)
+            low = value
+    return exits
+
+
+# ---- Exits of each image: the first step at which its output is sure enough ------------------------------
+
+
+def probabilities(voltages, logit_scale=1.0):
+    """Softmax [T, N, K] of the logits that an exit at each step has: voltages over the steps run, times logit_scale."""
+    steps = torch.arange(1, len(voltages) + 1, device=voltages.device)[:, None, None]
+    return (logit_scale * voltages.double() / steps).softmax(-1)
+
+
+def confidence(p):
+    """Probability of the likeliest class, [T, N], of probabilities p [T, N, K]."""
+    return p.max(-1).values
+
+
+def certainty(p):
+    """1 - entropy / log K, [T, N]: 0 where all classes are alike, 1 where one is certain (SEENN, Li et al. 2023)."""
+    return 1 + torch.special.xlogy(p, p).sum(-1) / torch.log(torch.tensor(float(p.shape[-1])))
+
+
+def margin(p):
+    """Probability of the likeliest class less that of the second, [T, N]."""
+    first, second = p.topk(2, -1).values.unbind(-1)
+    return first - second
+
+
+POLICIES = {"confidence": confidence, "entropy": certainty, "margin": margin}  # large: sure
+
+
+def image_exits(sureness, threshold):
+    """First step at which each image is at least that sure, int64 [N] in 1..T. sureness: [T, N]."""
+    sure = sureness >= threshold
+    sure[-1] = True
+    return sure.int().argmax(0) + 1
+
+
+def at_exits(values, exits):
+    """values [T, N] at each image's exit step, [N]."""
+    return values.gather(0, exits[None] - 1)[0]
+
+
+def curve(sureness, hits, points=100):
+    """[(threshold, mean exit step, accuracy in %)], the threshold rising: what a policy can have on these images.
+
+    hits: bool [T, N], whether the answer at each step is right. Thresholds are quantiles of the sureness; the last is
+    inf, which no image reaches.
+    """
+    at = torch.linspace(0, 1, points, dtype=torch.float64)
+    candidates = sureness.double().flatten().sort().values
+    thresholds = candidates[(at * (len(candidates) - 1)).round().long()].unique().tolist()
+    found = []
+    for threshold in [*thresholds, float("inf")]:
+        exits = image_exits(sureness, threshold)
+        right = 100.0 * at_exits(hits, exits).double().mean().item()
+        found.append((threshold, exits.double().mean().item(), right))
+    return found
+
+
+def calibrate(points, target_drop):
+    """The lowest threshold of a `curve` from which on no accuracy is over target_drop points below that of all T.
+
+    Measure the curve on images that are neither trained nor tested on. inf (no exit) if only that threshold does.
+    """
+    floor, found = points[-1][2] - target_drop, points[-1][0]
+    for threshold, _, right in reversed(points):
+        if right < floor:
+            break
+        found = threshold
+    return found
+
+
+@torch.no_grad()
+def run_with_exits(net, images, policy, threshold, logit_scale=1.0, steps=None):
+    """Answer images [B, ...] and really stop: who is sure enough leaves the batch.
+
+    policy: a function of probabilities, as in POLICIES; None: all stop after `steps`. Returns (exit steps [B], output
+    voltages there [B, K]). In eval mode; draws of the encoder are those of a full run.
+    """
+    T, K = steps or net.num_steps, net.readout.weight.shape[0]
+    going, keep = torch.arange(len(images), device=images.device), None
+    exits = torch.full_like(going, T)
+    answers = torch.zeros(len(images), K, dtype=torch.promote_types(images.dtype, torch.float32), device=images.device)
+    stream = net.stream(images, T, 1)
+    for t in range(1, T + 1):
+        voltage = stream.send(keep)[0].to(answers.dtype)
+        answers[going] = voltage
+        if policy is None or t == T:
+            continue
+        sure = policy((logit_scale * voltage[None].double() / t).softmax(-1))[0] >= threshold
+        exits[going[sure]] = t
+        keep = (~sure).nonzero()[:, 0]
+        going = going[keep]
+        if not len(going):
+            break
+        keep = keep if sure.any() else None
+    stream.close()
+    return exits, answers
