@@ -34,6 +34,7 @@ unit_float = number(float, lambda x: 0 < x <= 1, "a number in (0, 1]")
 fraction = number(float, lambda x: 0 <= x < 1, "a number in [0, 1)")
 positive_float = number(float, lambda x: 0 < x < math.inf, "a positive number")
 nonnegative_float = number(float, lambda x: 0 <= x < math.inf, "a number of at least 0")
+eps255 = number(float, lambda x: 0 <= x <= 255, "a number from 0 to 255, of 255")
 
 
 path = os.path.expanduser  # of a flag that names a file or folder: ~ is the home folder, in a config file too

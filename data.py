@@ -300,6 +300,18 @@ def build_loaders(args, train=True, facts=None, split_seed=None):
     return Loaders(train_loader, val_loader, test_loader, facts, raw.record or {})
 
 
+def held_out(args, settings, **known):
+    """Loader of the images that a training with these settings (the config in a checkpoint) held out; None if none.
+
+    args, known: as for `build_loaders` of its test. Raises UserError.
+    """
+    if not settings.get("val_fraction"):
+        return None
+    args = copy.copy(args)
+    args.val_fraction, args.limit_train, args.augment, args.batch_size = settings["val_fraction"], None, False, 1
+    return build_loaders(args, **known).val
+
+
 def checked_split(split, whose, axes, num_classes):
     """`split` as tensors, images uint8 and labels int64; its arrays and lists become tensors.
 

@@ -3,6 +3,8 @@
 Shapes: T time-steps, N images, K classes, voltages [T, N, K] after every step. An exit step is in 1..T; T is no exit.
 """
 
+from typing import NamedTuple
+
 import torch
 
 
@@ -98,6 +100,57 @@ def calibrate(points, target_drop):
             break
         found = threshold
     return found
+
+
+class Seen(NamedTuple):
+    """What a net answered over a set of images: a pass to choose exits from without running it again."""
+
+    probabilities: torch.Tensor  # [T, N, K]
+    labels: torch.Tensor  # int64 [N]
+    spikes: torch.Tensor | None = None  # [T, N], of each image at each step
+    operations: torch.Tensor | None = None
+
+    @property
+    def hits(self):
+        return self.probabilities.argmax(-1) == self.labels
+
+
+def saved(amounts, exits):
+    """Share in % of amounts [T, N] that come after each image's exit step [N]."""
+    after = torch.arange(1, len(amounts) + 1)[:, None] > exits
+    return 100.0 * float((amounts * after).sum() / amounts.sum().clamp(min=1e-300))
+
+
+def report(policy, test, held, target_drop, classes):
+    """What a policy gives on the test images, its threshold calibrated on those held out: a dict of plain numbers.
+
+    policy: a name in POLICIES; test, held: `Seen`, held None where no images were held out, so nothing is calibrated.
+    curve: [threshold, mean exit step, accuracy in %] of the test images. A threshold of None is never reached.
+    """
+    found = {"curve": [_plain(point) for point in curve(POLICIES[policy](test.probabilities), test.hits)]}
+    if held is None:
+        return found | {"calibrated": None}
+    threshold = calibrate(curve(POLICIES[policy](held.probabilities), held.hits), target_drop)
+    exits = image_exits(POLICIES[policy](test.probabilities), threshold)
+    by_class = {
+        c: exits[test.labels == k].double().mean().item() for k, c in enumerate(classes) if (test.labels == k).any()
+    }
+    calibrated = {
+        "threshold": _plain([threshold])[0],
+        "target_drop": target_drop,
+        "held_out": len(held.labels),
+        "mean_steps": exits.double().mean().item(),
+        "acc": 100.0 * at_exits(test.hits, exits).double().mean().item(),
+        "spikes_saved": saved(test.spikes, exits),
+        "operations_saved": saved(test.operations, exits),
+        "histogram": torch.bincount(exits, minlength=len(test.spikes) + 1)[1:].tolist(),
+        "mean_steps_by_class": by_class,
+    }
+    return found | {"calibrated": calibrated}
+
+
+def _plain(point):
+    return [None if value == float("inf") else value for value in point]
 
 
 @torch.no_grad()

@@ -109,16 +109,18 @@ def use_engine(net, engine="auto", save_memory=None):
     return "plain", None if engine == "plain" else reason
 
 
-def parse_with_checkpoint(parser, argv=None):
-    """Parse argv over the settings of its CHECKPOINT. Returns (args, checkpoint).
+def parse_with_checkpoint(parser, argv=None, path=None):
+    """Parse argv over the settings of its CHECKPOINT, or of the one at `path`. Returns (args, checkpoint).
 
     One without settings (of the authors' code, a bare state dict): see `apply_settings`. The flags must then name
     --arch, --dataset and --leak_mem, and where no norm tells T --num_steps; one with the authors' keys has images
     normalised as the authors do.
     """
     what = "last.pth.tar or best.pth.tar of a run, an authors' *_bestmodel.pth.tar, or a file with a state dict"
-    parser.add_argument("checkpoint", type=arguments.path, help=what)
-    path = parser.parse_args(argv).checkpoint
+    if path is None:
+        parser.add_argument("checkpoint", type=arguments.path, help=what)
+        path = parser.parse_args(argv).checkpoint
+    parser.set_defaults(checkpoint=path)
     checkpoint = runs.load_checkpoint(path)
     apply_settings(parser, path, checkpoint)
     if "config" in checkpoint:

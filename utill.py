@@ -365,10 +365,11 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(net, loader, device, loss, seed=0, steps=None, amp="off", progress=None):
+def evaluate(net, loader, device, loss, seed=0, steps=None, amp="off", progress=None, see=None):
     """Run `net` in eval mode over every image of `loader` once: an `Evaluation` of every exit step.
 
-    loss: loss(voltages [T, B, K], labels [B]) -> mean over images. RuntimeError if images were missed.
+    loss: loss(voltages [T, B, K], labels [B]) -> mean over images. see: called with these two, batch by batch.
+    RuntimeError if images were missed.
     """
     net.eval()
     seed_stream(seed, 1)
@@ -382,6 +383,8 @@ def evaluate(net, loader, device, loss, seed=0, steps=None, amp="off", progress=
         with autocast(device, amp):
             voltages = net.voltages(images, steps).float()
         losses.update(loss(voltages, labels).item(), len(labels))
+        if see is not None:
+            see(voltages, labels)
         hits = voltages.topk(min(5, num_cls), dim=-1).indices == labels[:, None]  # [T, B, 5]
         correct += hits[..., 0].sum(1)
         correct5 += hits.any(-1).sum(1)
