@@ -16,6 +16,7 @@ import json
 import sys
 from pathlib import Path
 
+import figures
 import torch
 from tqdm import tqdm
 
@@ -23,7 +24,6 @@ import arguments
 import attacks
 import data
 import exits
-import figures
 import nets
 import runs
 import utill
@@ -129,17 +129,10 @@ def shown_steps(T):
 
 
 def run_over(net, loader, args, device, meter=None, what="test"):
-    """Answers of the net over a loader's images. Returns (`Evaluation`, `exits.Seen`)."""
-    kept = []
-    see = lambda voltages, labels: kept.append((voltages.cpu(), labels.cpu()))  # noqa: E731
+    """`exits.watch` as the flags say, with a progress bar."""
     progress = functools.partial(tqdm, desc=what, disable=None, leave=False)
-    loss = utill.CrossEntropy(args.logit_scale)
-    evaluation = utill.evaluate(net, loader, device, loss, args.seed, amp=args.amp, progress=progress, see=see)
-    voltages, labels = torch.cat([v for v, _ in kept], 1), torch.cat([y for _, y in kept])
-    seen = exits.Seen(exits.probabilities(voltages, args.logit_scale), labels)
-    if meter:
-        seen = seen._replace(spikes=torch.cat(meter.image_spikes, 1), operations=torch.cat(meter.image_operations, 1))
-    return evaluation, seen
+    how = dict(logit_scale=args.logit_scale, seed=args.seed, amp=args.amp, progress=progress)
+    return exits.watch(net, loader, device, meter, **how)
 
 
 def measure(args, checkpoint):
@@ -157,6 +150,7 @@ def measure(args, checkpoint):
         evaluation, seen = run_over(net, loaders.test, args, device, meter)
     held = run_over(net, held_loader, args, device, what="held out")[1] if held_loader else None
     gammas = {name: gamma.double().cpu() for name, gamma in net.gammas().items()}
+    mean_gamma = torch.stack([gamma.mean(1) for gamma in gammas.values()]) if gammas else None
     here = runs.environment(device, [])
     return {
         "version": figures.VERSION,
@@ -182,7 +176,7 @@ def measure(args, checkpoint):
         "sigma": {x.name: [bn.running_var.sqrt().mean().item() for bn in x.norm.batch_norms(T)] for x in normed}
         or None,
         "norm_input": watched.result() if watched else None,
-        "exit": gamma_exit(gammas, args.gamma_threshold, evaluation, meter) if gammas else None,
+        "exit": exits.gamma_report(mean_gamma, args.gamma_threshold, evaluation, meter) if gammas else None,
         "policies": {name: exits.report(name, seen, held, args.target_drop, classes) for name in exits.POLICIES},
         "energy": energy(meter),
         **robustness(net, args, known, device),
@@ -214,21 +208,6 @@ def shape_of(gamma):
     counts = {str(t): torch.histc(gamma[t - 1], BINS // 2, low, high).int().tolist() for t in shown_steps(len(gamma))}
     edges = torch.linspace(low, high, BINS // 2 + 1).tolist()
     return {"mean": gamma.mean(1).tolist(), "max": gamma.amax(1).tolist(), "edges": edges, "counts": counts}
-
-
-def gamma_exit(gammas, threshold, evaluation, meter):
-    """The paper's exit at this threshold, and every exit that some threshold yields."""
-    mean = torch.stack([gamma.mean(1) for gamma in gammas.values()])
-    spikes = sum(s for name, s in meter.spikes.items() if name != "input")
-    sweep = []
-    for step, (low, high) in sorted(exits.sweep_thresholds(mean).items()):
-        rest = {
-            f"{what}_saved": exits.saved(x[:, None], torch.tensor([step]))
-            for what, x in (("spikes", spikes), ("operations", meter.operations()))
-        }
-        bounds = {"threshold_above": low, "threshold_up_to": high if high < float("inf") else None}
-        sweep.append({"exit_step": step, "acc": evaluation.top1(step), **bounds, **rest})
-    return {"gamma_threshold": threshold, "step": exits.exit_step(mean, threshold), "sweep": sweep}
 
 
 # ---- Noise, attacks, corruptions: a pass over the test images each -----------------------------------------

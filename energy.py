@@ -15,8 +15,8 @@ CAVEAT = (
 )
 
 
-def energy(meter):
-    """Energy of one image, from a `utill.SpikeMeter` that has seen some: a dict of plain numbers.
+def energy(meter, steps=None):
+    """Energy of one image over `steps` (default all), from a `utill.SpikeMeter` that has seen some: plain numbers.
 
     layers: a dict for each synapse: name; multiply_adds, dense, of one step; rate, its operations over all steps /
     multiply_adds; operations of an image over all steps; analog, whether they are multiply-accumulates. snn_pj: what
@@ -24,7 +24,7 @@ def energy(meter):
     """
     layers = []
     for name, dense in meter.multiply_adds.items():
-        operations = float(meter.operations(name).sum())
+        operations = float(meter.operations(name)[:steps].sum())
         analog = name in meter.analog
         layers.append(
             dict(name=name, multiply_adds=dense, rate=operations / dense, operations=operations, analog=analog)

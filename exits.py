@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+import utill
+
 
 def exit_step(mean_gamma, threshold):
     """Smallest number of time-steps after which every layer's mean gamma stays below `threshold` (paper, section 3.4).
@@ -113,6 +115,34 @@ class Seen(NamedTuple):
     @property
     def hits(self):
         return self.probabilities.argmax(-1) == self.labels
+
+
+def watch(net, loader, device, meter=None, logit_scale=1.0, **options):
+    """Answers of the net over a loader's images, options as for `utill.evaluate`: (`Evaluation`, `Seen`).
+
+    meter: a `utill.SpikeMeter` by image, that is watching the net.
+    """
+    kept = []
+    see = lambda voltages, labels: kept.append((voltages.cpu(), labels.cpu()))  # noqa: E731
+    evaluation = utill.evaluate(net, loader, device, utill.CrossEntropy(logit_scale), see=see, **options)
+    voltages, labels = torch.cat([v for v, _ in kept], 1), torch.cat([y for _, y in kept])
+    seen = Seen(probabilities(voltages, logit_scale), labels)
+    if meter:
+        seen = seen._replace(spikes=torch.cat(meter.image_spikes, 1), operations=torch.cat(meter.image_operations, 1))
+    return evaluation, seen
+
+
+def gamma_report(mean_gamma, threshold, evaluation, meter):
+    """The paper's exit at this threshold, and every exit that some threshold yields: a dict of plain numbers."""
+    spikes = sum(s for name, s in meter.spikes.items() if name != "input")
+    amounts, sweep = {"spikes": spikes, "operations": meter.operations()}, []
+    for step, (low, high) in sorted(sweep_thresholds(mean_gamma).items()):
+        point = {"exit_step": step, "acc": evaluation.top1(step)}
+        point |= {f"{what}_saved": saved(x[:, None], torch.tensor([step])) for what, x in amounts.items()}
+        sweep.append(point | {"threshold_above": low, "threshold_up_to": _plain([high])[0]})
+    step = exit_step(mean_gamma, threshold)
+    at = {f"{what}_saved": saved(x[:, None], torch.tensor([step])) for what, x in amounts.items()}
+    return {"gamma_threshold": threshold, "step": step, **at, "sweep": sweep}
 
 
 def saved(amounts, exits):

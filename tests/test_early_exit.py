@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import early_exit
+import exits
 import test as test_script
 import train
-import utill
-from early_exit import exit_step, savings, sweep_thresholds
-from model import SpikingVGG
+from exits import exit_step, saved, sweep_thresholds
 
 # few different values, so that ties and thresholds equal to a gamma are common
 VALUES = st.sampled_from([-0.5, 0.0, 0.05, 0.1, 0.2, 0.5, 1.0]) | st.floats(-1, 2)
@@ -77,29 +76,15 @@ def test_the_sweep_leaves_no_threshold_out(mean_gamma):
     assert [high for _, high in ranges[:-1]] == [low for low, _ in ranges[1:]]
 
 
-class HandMade:
-    """Stands for a SpikeMeter: the spikes of two layers, and operations, at three steps."""
-
-    spikes = {
-        "input": torch.tensor([9.0, 9, 9], dtype=torch.float64),
-        "conv1": torch.tensor([1.0, 2, 3], dtype=torch.float64),
-        "fc1": torch.tensor([0.0, 1, 3], dtype=torch.float64),
-    }
-
-    def operations(self):
-        return torch.tensor([50.0, 30, 20], dtype=torch.float64)
-
-
-def test_savings_are_the_share_of_what_comes_after_the_exit():
-    assert savings(HandMade(), 1) == {"spikes_saved": 90.0, "operations_saved": 50.0}  # 9 of 10; the input is no layer
-    assert savings(HandMade(), 2) == {"spikes_saved": 60.0, "operations_saved": 20.0}
-    assert savings(HandMade(), 3) == {"spikes_saved": 0.0, "operations_saved": 0.0}
+def test_savings_are_the_share_of_what_comes_after_each_images_exit():
+    spikes = torch.tensor([[1.0, 4.0], [3.0, 0.0], [6.0, 6.0]], dtype=torch.float64)
+    assert saved(spikes, torch.tensor([1, 1])) == pytest.approx(100 * 15 / 20)
+    assert saved(spikes, torch.tensor([2, 1])) == pytest.approx(100 * 12 / 20)
+    assert saved(spikes, torch.tensor([3, 3])) == 0
 
 
 def test_a_net_that_never_spikes_saves_nothing():
-    meter = utill.SpikeMeter(SpikingVGG("vgg9", 2, img_size=8))
-    meter.neurons = dict.fromkeys(meter.spikes, 1)
-    assert savings(meter, 1) == {"spikes_saved": 0.0, "operations_saved": 0.0}
+    assert saved(torch.zeros(3, 2, dtype=torch.float64), torch.tensor([1, 1])) == 0
 
 
 # ---- The script ----------------------------------------------------------------------------------
@@ -187,7 +172,7 @@ def test_a_net_without_gammas_over_time_has_no_exit_to_read(tmp_path, norm):
     assert call(train.main, TINY, sizes, "--norm", norm, "--run_dir", tmp_path).code == 0
     outcome = call(early_exit.main, tmp_path / "last.pth.tar")
     assert (outcome.code, len(outcome.err)) == (2, 1)
-    assert f"a net with --norm {norm} has no gamma per time-step" in outcome.err[0]
+    assert f"a net with --norm {norm} has no gamma per time-step: choose --policy confidence" in outcome.err[0]
     assert not (tmp_path / "early_exit.png").exists()
 
 
@@ -202,3 +187,52 @@ def test_the_exit_is_read_with_either_engine(exit_at_2, tmp_path, engine):
 def test_reading_twice_gives_the_same(exit_at_2, tmp_path):
     again = call(early_exit.main, exit_at_2[0], "--limit_test", 50, "--figure", tmp_path / "x.png")
     assert again.result == exit_at_2[1].result
+
+
+# ---- Exits of each image ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    """A run that held images out, with one BatchNorm for all steps: no gammas to read an exit off."""
+    run = tmp_path_factory.mktemp("held_out") / "run"
+    sizes = "--dataset digits --limit_train 128 --limit_test 100 --num_epochs 2 --lr 0.02 --val_fraction 0.1 --norm bn"
+    assert call(train.main, TINY, sizes, "--run_dir", run).code == 0
+    return run / "last.pth.tar"
+
+
+@pytest.mark.parametrize("policy", ["confidence", "entropy", "margin"])
+def test_a_policy_is_calibrated_on_the_images_held_out(held_out, policy):
+    result = call(early_exit.main, held_out, "--policy", policy, "--target_drop", 5).result
+    assert result["held_out"] == 144  # a tenth of 1,437
+    assert result["acc_full"] - result["acc_exit"] < 10
+    assert 1 <= result["mean_steps"] <= 3
+    numbers = json.loads((held_out.parent / "early_exit.json").read_text())
+    assert sum(numbers["policies"][policy]["calibrated"]["histogram"]) == result["count"]
+
+
+def test_a_target_that_no_threshold_reaches_means_all_steps_and_is_no_error(held_out, monkeypatch):
+    monkeypatch.setattr(exits, "calibrate", lambda points, drop: float("inf"))
+    outcome = call(early_exit.main, held_out, "--policy", "margin")
+    assert (outcome.result["mean_steps"], outcome.result["threshold"]) == (3, None)
+    assert any(line.startswith("no early exit: no threshold costs at most 0.3 points") for line in outcome.out)
+
+
+def test_a_policy_without_images_held_out_is_refused(trained):
+    outcome = call(early_exit.main, trained.checkpoint, "--policy", "margin")
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert "train with --val_fraction" in outcome.err[0]
+
+
+@pytest.mark.parametrize("policy", ["gamma", "margin"])
+def test_the_loop_that_stops_is_measured_on_batches_of_1_and_64(exit_at_2, held_out, tmp_path, policy):
+    path = exit_at_2[0] if policy == "gamma" else held_out
+    flags = ["--policy", policy, "--measure", "--figure", tmp_path / "x.png"]
+    rows = call(early_exit.main, path, *flags, "--limit_test", 100).result["measured"]
+    assert [(row["batch"], row["images"]) for row in rows] == [(1, 32), (64, 100)]
+    assert all(row["ms_full"] > 0 < row["ms_exit"] for row in rows)
+
+
+def test_operations_and_their_energy_are_given_as_numbers(exit_at_2):
+    result = exit_at_2[1].result
+    assert 0 < result["energy_exit_uj"] < result["energy_uj"] == pytest.approx(result["operations"] * 0.9e-6)
