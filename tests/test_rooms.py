@@ -21,8 +21,12 @@ ROOMS = {
     "image_data": "cache utill",
     "event_data": "image_data cache utill",
     "data": "event_data image_data cache utill",
+    "exits": "utill",
+    "energy": "",
+    "attacks": "model utill",
+    "figures": "runs energy utill",
 }
-ENTRY_POINTS = ("train", "test", "early_exit")
+ENTRY_POINTS = ("train", "test", "early_exit", "analysis")
 MAY = {room: set(below.split()) for room, below in ROOMS.items()} | dict.fromkeys(ENTRY_POINTS, set(ROOMS))
 TORCH_ALONE = dict.fromkeys(("encoders", "model", "baselines"), {"torch"})
 LIBRARIES = TORCH_ALONE | {"utill": {"torch", "numpy"}, "fused": {"torch", "triton"}}
