@@ -1,0 +1,127 @@
+"""analysis.py: what it measures, on tiny nets; the figures themselves are in test_figures.py."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, call
+
+import analysis
+import attacks
+import test as test_script
+import train
+from model import LIF
+
+
+@pytest.fixture(scope="module")
+def measured(trained, tmp_path_factory):
+    """(analysis.json of the trained run, what analysis.py printed), with noise and attacks."""
+    folder = tmp_path_factory.mktemp("figures")
+    flags = "--noise 0 0.2 --fgsm 0 8 --pgd 8 --attack_images 40 --surrogate_width 0.5 1 --draws 2 --html --limit_test 100"
+    outcome = call(analysis.main, trained.checkpoint, flags, "--out", folder)
+    assert outcome.code == 0, outcome.err
+    return json.loads((trained.dir / "analysis.json").read_text()), outcome, folder
+
+
+def test_it_measures_what_testing_does(measured, trained):
+    result = call(test_script.main, trained.checkpoint, "--limit_test", 100).result
+    assert measured[0]["accuracy"][-1] == pytest.approx(result["top1"], abs=1e-3)
+    assert (measured[0]["num_steps"], measured[0]["data"]["count"]) == (3, 100)
+
+
+def test_noise_of_zero_changes_no_answer(measured):
+    clean, noisy = measured[0]["noise"]
+    assert clean["acc"] == pytest.approx(measured[0]["accuracy"][-1], abs=1e-3)
+    assert noisy["acc"] < clean["acc"]
+
+
+def test_each_attack_has_a_row_for_each_width_and_the_worst(measured):
+    rows = [(row["kind"], round(255 * row["eps"]), row["width"]) for row in measured[0]["attack"]]
+    kinds = [("fgsm", 0), ("fgsm", 8), ("pgd", 8)]
+    assert rows == [(*kind, width) for kind in kinds for width in (0.5, 1.0, None)]
+    assert all(row["count"] == 40 for row in measured[0]["attack"])
+
+
+def test_the_worst_of_all_widths_is_no_better_than_any(measured):
+    rows = measured[0]["attack"]
+    for at in range(0, len(rows), 3):
+        assert rows[at + 2]["acc"] <= min(rows[at]["acc"], rows[at + 1]["acc"])
+
+
+def test_figures_and_a_page_are_written(measured):
+    _, outcome, folder = measured
+    paths = outcome.result["figures"]
+    assert {"fig1.png", "fig4.svg", "fig8.png", "analysis.html"} <= {path.rsplit("/", 1)[1] for path in paths}
+    assert all((folder / path.rsplit("/", 1)[1]).stat().st_size > 1000 for path in paths)
+
+
+def test_figures_are_drawn_again_without_a_net(measured, trained, tmp_path):
+    outcome = call(analysis.main, "--from", trained.dir / "analysis.json", "--out", tmp_path, "--figures", 4)
+    assert outcome.code == 0, outcome.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fig4.png", "fig4.svg"]
+
+
+def test_the_file_is_small(measured, trained):
+    assert (trained.dir / "analysis.json").stat().st_size < 300 * 1024
+
+
+def test_the_input_of_a_norm_is_that_of_its_synapse(measured):
+    found = measured[0]["norm_input"]
+    assert all(sum(frequency) == pytest.approx(1, abs=1e-3) for frequency in found["frequency"].values())
+    assert len(found["batch_mean"]) == len(found["stored_std"]) == 3
+
+
+def test_the_surrogate_is_shown_as_it_is_in_use(monkeypatch):
+    monkeypatch.setattr("model.SURROGATE_ALPHA", 0.7)
+    found = analysis.surrogate(LIF(0.9, threshold=2.0))
+    v = torch.tensor(found["v"])
+    torch.testing.assert_close(torch.tensor(found["derivative"]), 0.7 * (1 - v.abs()).clamp(min=0))
+
+
+@pytest.mark.parametrize("norm", ["bn", "none"])
+def test_a_net_without_gammas_has_no_figure_of_them(tmp_path, norm):
+    sizes = "--dataset synthetic --limit_train 32 --limit_test 20 --num_epochs 1 --norm"
+    assert call(train.main, TINY, sizes, norm, "--run_dir", tmp_path / "run").code == 0
+    path = tmp_path / "run" / "last.pth.tar"
+    assert call(analysis.main, path, "--out", tmp_path).code == 0
+    found = json.loads((tmp_path / "run" / "analysis.json").read_text())
+    assert (found["gamma"], found["exit"], found["sigma"] is None) == (None, None, norm == "none")
+    refused = call(analysis.main, path, "--figures", 4, "--out", tmp_path)
+    assert (refused.code, len(refused.err)) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--noise -0.1", "at least 0"),
+        ("--fgsm 256", "from 0 to 255"),
+        ("--figures 99", "99"),
+        ("--norm_layer conv9", "--norm_layer conv9"),
+        ("--corruptions .", "CIFAR-10-C"),
+    ],
+)
+def test_bad_input_is_one_sentence(trained, tmp_path, monkeypatch, flags, said):
+    monkeypatch.chdir(tmp_path)
+    outcome = call(analysis.main, trained.checkpoint, flags, "--limit_test", 10, "--out", tmp_path)
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert said in outcome.err[0]
+
+
+def test_nothing_to_measure_or_draw_is_refused():
+    outcome = call(analysis.main)
+    assert (outcome.code, outcome.err) == (2, ["error: name a CHECKPOINT to measure, or --from an analysis.json"])
+
+
+def test_corruptions_are_tested_by_severity(tmp_path, monkeypatch, capsys):
+    sizes = "--dataset synthetic --limit_train 32 --limit_test 20 --num_epochs 1"
+    assert call(train.main, TINY, sizes, "--run_dir", tmp_path / "run").code == 0
+    monkeypatch.setattr(attacks, "PER_SEVERITY", 6)
+    size = json.loads(json.dumps(torch.load(tmp_path / "run" / "last.pth.tar")["data"]["img_size"]))
+    images = np.random.default_rng(0).integers(0, 256, (30, size, size, 3), dtype=np.uint8)
+    np.save(tmp_path / "fog.npy", images)
+    np.save(tmp_path / "labels.npy", np.tile(np.arange(6, dtype=np.uint8) % 10, 5))
+    path = tmp_path / "run" / "last.pth.tar"
+    assert call(analysis.main, path, "--corruptions", tmp_path, "--out", tmp_path, "--figures", 1).code == 0
+    found = json.loads((tmp_path / "run" / "analysis.json").read_text())["corruptions"]
+    assert len(found["fog"]) == 5
