@@ -37,24 +37,23 @@ def sweep_thresholds(mean_gamma):
 # ---- Exits of each image: the first step at which its output is sure enough ------------------------------
 
 
-def probabilities(voltages, logit_scale=1.0):
-    """Softmax [T, N, K] of the logits that an exit at each step has: voltages over the steps run, times logit_scale."""
-    steps = torch.arange(1, len(voltages) + 1, device=voltages.device)[:, None, None]
-    return (logit_scale * voltages.double() / steps).softmax(-1)
+def exit_probabilities(voltage, steps, logit_scale=1.0):
+    """Softmax of the logits that an exit after `steps` has: voltage [N, K] over the steps run, times logit_scale."""
+    return (logit_scale * voltage.double() / steps).softmax(-1)
 
 
 def confidence(p):
-    """Probability of the likeliest class, [T, N], of probabilities p [T, N, K]."""
+    """Probability of the likeliest class, [N], of probabilities p [N, K]."""
     return p.max(-1).values
 
 
 def certainty(p):
-    """1 - entropy / log K, [T, N]: 0 where all classes are alike, 1 where one is certain (SEENN, Li et al. 2023)."""
+    """1 - entropy / log K, [N]: 0 where all classes are alike, 1 where one is certain (SEENN, Li et al. 2023)."""
     return 1 + torch.special.xlogy(p, p).sum(-1) / torch.log(torch.tensor(float(p.shape[-1])))
 
 
 def margin(p):
-    """Probability of the likeliest class less that of the second, [T, N]."""
+    """Probability of the likeliest class less that of the second, [N]."""
     first, second = p.topk(2, -1).values.unbind(-1)
     return first - second
 
@@ -107,14 +106,20 @@ def calibrate(points, target_drop):
 class Seen(NamedTuple):
     """What a net answered over a set of images: a pass to choose exits from without running it again."""
 
-    probabilities: torch.Tensor  # [T, N, K]
+    voltages: torch.Tensor  # float32 [T, N, K]
     labels: torch.Tensor  # int64 [N]
+    logit_scale: float = 1.0
     spikes: torch.Tensor | None = None  # [T, N], of each image at each step
     operations: torch.Tensor | None = None
 
     @property
     def hits(self):
-        return self.probabilities.argmax(-1) == self.labels
+        return self.voltages.argmax(-1) == self.labels
+
+    def sureness(self, policy):
+        """[T, N] of a function in POLICIES; step by step, as many steps and classes make large tensors."""
+        steps = enumerate(self.voltages, 1)
+        return torch.stack([policy(exit_probabilities(voltage, t, self.logit_scale)) for t, voltage in steps])
 
 
 def watch(net, loader, device, meter=None, logit_scale=1.0, **options):
@@ -126,7 +131,7 @@ def watch(net, loader, device, meter=None, logit_scale=1.0, **options):
     see = lambda voltages, labels: kept.append((voltages.cpu(), labels.cpu()))  # noqa: E731
     evaluation = utill.evaluate(net, loader, device, utill.CrossEntropy(logit_scale), see=see, **options)
     voltages, labels = torch.cat([v for v, _ in kept], 1), torch.cat([y for _, y in kept])
-    seen = Seen(probabilities(voltages, logit_scale), labels)
+    seen = Seen(voltages, labels, logit_scale)
     if meter:
         seen = seen._replace(spikes=torch.cat(meter.image_spikes, 1), operations=torch.cat(meter.image_operations, 1))
     return evaluation, seen
@@ -157,11 +162,11 @@ def report(policy, test, held, target_drop, classes):
     policy: a name in POLICIES; test, held: `Seen`, held None where no images were held out, so nothing is calibrated.
     curve: [threshold, mean exit step, accuracy in %] of the test images. A threshold of None is never reached.
     """
-    found = {"curve": [_plain(point) for point in curve(POLICIES[policy](test.probabilities), test.hits)]}
+    found = {"curve": [_plain(point) for point in curve(test.sureness(POLICIES[policy]), test.hits)]}
     if held is None:
         return found | {"calibrated": None}
-    threshold = calibrate(curve(POLICIES[policy](held.probabilities), held.hits), target_drop)
-    exits = image_exits(POLICIES[policy](test.probabilities), threshold)
+    threshold = calibrate(curve(held.sureness(POLICIES[policy]), held.hits), target_drop)
+    exits = image_exits(test.sureness(POLICIES[policy]), threshold)
     by_class = {
         c: exits[test.labels == k].double().mean().item() for k, c in enumerate(classes) if (test.labels == k).any()
     }
@@ -200,7 +205,7 @@ def run_with_exits(net, images, policy, threshold, logit_scale=1.0, steps=None):
         answers[going] = voltage
         if policy is None or t == T:
             continue
-        sure = policy((logit_scale * voltage[None].double() / t).softmax(-1))[0] >= threshold
+        sure = policy(exit_probabilities(voltage, t, logit_scale)) >= threshold
         exits[going[sure]] = t
         keep = (~sure).nonzero()[:, 0]
         going = going[keep]

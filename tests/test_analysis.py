@@ -18,7 +18,9 @@ from model import LIF
 def measured(trained, tmp_path_factory):
     """(analysis.json of the trained run, what analysis.py printed), with noise and attacks."""
     folder = tmp_path_factory.mktemp("figures")
-    flags = "--noise 0 0.2 --fgsm 0 8 --pgd 8 --attack_images 40 --surrogate_width 0.5 1 --draws 2 --html --limit_test 100"
+    flags = (
+        "--noise 0 0.2 --fgsm 0 8 --pgd 8 --attack_images 40 --surrogate_width 0.5 1 --draws 2 --html --limit_test 100"
+    )
     outcome = call(analysis.main, trained.checkpoint, flags, "--out", folder)
     assert outcome.code == 0, outcome.err
     return json.loads((trained.dir / "analysis.json").read_text()), outcome, folder

@@ -11,7 +11,7 @@ import fused
 from utill import SpikeMeter
 
 IMAGES = torch.randn(8, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 2
-P = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)[None, None]
+P = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)[None]
 
 
 def test_the_sureness_of_each_policy_worked_by_hand():
@@ -22,13 +22,12 @@ def test_the_sureness_of_each_policy_worked_by_hand():
 
 @pytest.mark.parametrize("policy", exits.POLICIES)
 def test_a_certain_answer_is_as_sure_as_can_be(policy):
-    assert exits.POLICIES[policy](torch.tensor([[[0.0, 1.0, 0.0]]])).item() == 1
+    assert exits.POLICIES[policy](torch.tensor([[0.0, 1.0, 0.0]])).item() == 1
 
 
 def test_the_probabilities_of_an_exit_are_those_of_the_mean_output():
-    voltages = torch.tensor([[[1.0, 0.0]], [[4.0, 2.0]]])
-    expected = torch.stack([torch.tensor([[3.0, 0.0]]), torch.tensor([[6.0, 3.0]])]).double().softmax(-1)
-    torch.testing.assert_close(exits.probabilities(voltages, 3.0), expected)
+    expected = torch.tensor([[6.0, 3.0]]).double().softmax(-1)
+    torch.testing.assert_close(exits.exit_probabilities(torch.tensor([[4.0, 2.0]]), 2, 3.0), expected)
 
 
 @given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=1, max_size=6), st.floats(0, 1.1))
@@ -65,7 +64,7 @@ def test_the_loop_that_stops_answers_as_the_full_run_predicts(policy, encoding, 
     torch.manual_seed(0)
     with torch.no_grad():
         voltages = net.voltages(IMAGES)
-    sureness = exits.POLICIES[policy](exits.probabilities(voltages, 2.0))
+    sureness = exits.Seen(voltages, None, 2.0).sureness(exits.POLICIES[policy])
     threshold = sureness.median().item()
     expected = exits.image_exits(sureness.clone(), threshold)
     assert len(expected.unique()) > 1
