@@ -295,7 +295,7 @@ def figure_exits(axes, results):
                 stairs(below, np.add.reduceat(share, starts), [*(starts + 0.5), T + 0.5], k, palette)
         if r["exit"]:
             at = sorted({point["exit_step"] for point in r["exit"]["sweep"]})
-            above.plot(at, [r["accuracy"][t - 1] for t in at], "s", color="black", mfc="none", label="gamma threshold")
+            above.plot(at, [r["accuracy"][t - 1] for t in at], "p", color="black", mfc="none", label="gamma threshold")
         if below is not above:
             time_axis(below, T, "exit, time-step")
             ylabel(below, f"share of images in {bin_width} steps, %" if bin_width > 1 else "share of images, %")

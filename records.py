@@ -66,8 +66,8 @@ def mismatch(value, form, T, where="it"):
         number = type(value) in (int, float) and abs(value) < 1e300  # neither inf nor nan
         return "" if number or value is form is None else f"{where} is not a number"
     else:
-        fits = type(value) is type(form) and (form != "" or value.isprintable())
-        return "" if fits else f"{where} is not of type {type(form).__name__}, or holds control characters"
+        fits = type(value) is type(form) and (value.isprintable() if form == "" else abs(value) < 2**53)
+        return "" if fits else f"{where} is not of type {type(form).__name__}, too large, or holds control characters"
     return next(filter(None, (mismatch(v, inner, T, f"{where}.{name}") for v, inner, name in parts)), "")
 
 
