@@ -16,7 +16,6 @@ import json
 import sys
 from pathlib import Path
 
-import figures
 import torch
 from tqdm import tqdm
 
@@ -24,6 +23,7 @@ import arguments
 import attacks
 import data
 import exits
+import figures
 import nets
 import runs
 import utill

@@ -17,8 +17,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 import pages
 import runs
+from records import VERSION as VERSION  # what this file offers, too
 from records import data_sets, labels, picojoules, union
-from records import load as load  # part of what this file offers
+from records import load as load
 from utill import UserError, reason_of
 
 # ---- Style --------------------------------------------------------------------------------------
@@ -234,8 +235,9 @@ def figure7(axes, results):
 
 
 def attack_words(point):
+    """Tells attacks apart. width None: each image under the width that is worst for it."""
     steps, draws = (f"{point[key]} {key}" if point[key] > 1 else "" for key in ("steps", "draws"))
-    width = f"width {point['width']:g}" if point["width"] != 1 else ""
+    width = "" if point["width"] == 1 else "worst width" if point["width"] is None else f"width {point['width']:g}"
     return ", ".join(filter(None, (point["kind"].upper(), steps, draws, width)))
 
 
@@ -372,7 +374,7 @@ def grid(results):
 
 FIGURES = {
     "1": Row(figure1, "Spikes of each layer against time-steps, mean of all images", grid, (), True),
-    "2": Row(figure2, "Surrogate derivative as it is in use", one),
+    "2": Row(figure2, "Surrogate derivative as it is in use", one, ("surrogate",)),
     "3": Row(
         figure3, "Input of a norm, statistics of a batch and the stored ones",
         lambda results: Layout(len(results), 3, 2.2), ("norm_input",),
@@ -410,16 +412,22 @@ FIGURES = {
 }  # fmt: skip
 WANTS = {
     "gamma": "a gamma of each time-step", "exit": "a gamma of each time-step", "norm_input": "the input of a norm",
-    "noise": "accuracies under noise", "attack": "accuracies under attack",
+    "surrogate": "a surrogate derivative", "noise": "accuracies under noise", "attack": "accuracies under attack",
 }  # fmt: skip
 
 # ---- Drawing ------------------------------------------------------------------------------------
 
 
+def check_numbers(numbers):
+    """UserError if one of the numbers (or None: all) is not in FIGURES."""
+    for number in numbers or ():
+        if str(number) not in FIGURES:
+            raise UserError(f"there is no figure {number}: choose among {' '.join(FIGURES)}")
+
+
 def check(number, results):
     """UserError unless the figure can be drawn of all the results."""
-    if number not in FIGURES:
-        raise UserError(f"there is no figure {number}: choose among {' '.join(FIGURES)}")
+    check_numbers([number])
     row, sets = FIGURES[number], data_sets(results)
     for r, label in zip(results, labels(results), strict=True):
         if lacking := [need for need in row.needs if not r[need]]:

@@ -14,7 +14,7 @@ VERSION = 1  # of analysis.json
 FORM = {
     "name": "", "label": "", "config": {}, "environment": {}, "num_steps": 0,
     "data": {"dataset": "", "count": 0, "classes": [""]},
-    "accuracy": (0.0,), "class_accuracy": {"*": None}, "surrogate": {"v": [0.0], "derivative": [0.0]},
+    "accuracy": (0.0,), "class_accuracy": {"*": None}, "surrogate?": {"v": [0.0], "derivative": [0.0]},
     "neurons": {"*": 0}, "spikes": {"*": (0.0,)}, "spike_rate": {"*": 0.0}, "sigma?": {"*": (0.0,)},
     "gamma?": {"*": {"mean": (0.0,), "max": (0.0,), "edges": [0.0], "counts": {"*": [0]}}},
     "norm_input?": {
@@ -37,7 +37,8 @@ FORM = {
         "snn_pj": 0.0, "ann_pj": 0.0, "mac_pj": 0.0, "ac_pj": 0.0,
     },
     "noise?": [{"sigma": 0.0, "acc": 0.0, "count": 0}],
-    "attack?": [{"kind": "", "eps": 0.0, "draws": 0, "width": 0.0, "steps": 0, "acc": 0.0, "count": 0}],
+    "attack?": [{"kind": "", "eps": 0.0, "draws": 0, "width": None, "steps": 0, "acc": 0.0, "count": 0}],
+    "corruptions?": {"*": [0.0]},
 }  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def contradiction(r):
             return f"the bins of {where} do not fit its edges"
     if r["num_steps"] < 1:
         return "num_steps is not positive"
-    if len(r["surrogate"]["v"]) != len(r["surrogate"]["derivative"]):
+    if r["surrogate"] and len(r["surrogate"]["v"]) != len(r["surrogate"]["derivative"]):
         return "the lists of surrogate differ in length"
     if not r["spikes"] or r["spikes"].keys() != r["neurons"].keys() or min(r["neurons"].values()) < 1:
         return "spikes and neurons are not of the same layers"

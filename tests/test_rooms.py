@@ -20,14 +20,13 @@ ROOMS = {
     "cache": "utill",
     "image_data": "cache utill",
     "event_data": "image_data cache utill",
-    "records": "utill",
-    "pages": "records utill",
-    "figures": "pages records runs utill",
     "data": "event_data image_data cache utill",
     "exits": "utill",
     "energy": "",
     "attacks": "model utill",
-    "figures": "runs energy utill",
+    "records": "utill",
+    "pages": "records energy utill",
+    "figures": "pages records runs utill",
 }
 ENTRY_POINTS = ("train", "test", "early_exit", "analysis")
 MAY = {room: set(below.split()) for room, below in ROOMS.items()} | dict.fromkeys(ENTRY_POINTS, set(ROOMS))
