@@ -31,7 +31,7 @@ STYLE = {
     "xtick.labelsize": FONT, "ytick.labelsize": FONT, "legend.frameon": False, "legend.handlelength": 2.6,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "0.9",
     "axes.axisbelow": True, "hatch.linewidth": 0.5, "lines.linewidth": 1.2, "svg.hashsalt": "bntt",
-    "text.parse_math": False,  # dollars in a name make no formula
+    "axes.formatter.useoffset": False, "text.parse_math": False,  # dollars in a name make no formula
 }  # fmt: skip
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")  # no yellow: pale on paper
 DASHES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1.5, 1)))
@@ -51,7 +51,7 @@ def shades(n):
 def line(ax, x, y, k, palette, **more):
     """The k-th line. Dashes, marks and their places differ, so that lines that coincide can be told apart."""
     n, stride = len(palette), max(1, math.ceil(len(x) / 8))
-    size = 4 if stride > 1 else 4 + 6 * (n - 1 - k) / n  # where all points have marks, they stand one in another
+    size = 4 if stride > 1 else 4 + 4 * (n - 1 - k) / n  # where all points have marks, they stand one in another
     style = {"color": palette[k], "linestyle": DASHES[k % len(DASHES)], "marker": MARKS[k % len(MARKS)]}
     place = {"markevery": (k * stride // n, stride), "markerfacecolor": "none", "markersize": size}
     ax.plot(x, y, **style | place | more)
@@ -137,7 +137,7 @@ def figure1(axes, results):
         ax.set_title(label)
         time_axis(ax, r["num_steps"])
         ylabel(ax, "spikes of an image in a layer")
-    axes.flat[0].set_ylim(0, 1.2 * max(1, *(max(y) for r in results for y in r["spikes"].values())))  # for all panels
+    axes.flat[0].set_ylim(0, 2 * max(1, *(max(y) for r in results for y in r["spikes"].values())))  # for all panels
     legend(axes)
 
 
@@ -156,13 +156,22 @@ def figure3(axes, results):
         data = r["norm_input"]
         per_step(row[0], data["frequency"], data["edges"], steps)
         row[0].set(title=f"{label}: {data['layer']}", xlabel="input of the norm", ylabel="frequency")
+        cut_peaks(row[0], data["frequency"].values())
         for ax, kind, name in ((row[1], "mean", "mean"), (row[2], "std", "deviation")):
-            for k, (key, words) in enumerate((("batch", "of a test batch"), ("stored", "stored"))):
+            for k, (key, words) in enumerate((("batch", "of the test images"), ("stored", "stored"))):
                 if data[f"{key}_{kind}"]:
                     line(ax, range(1, r["num_steps"] + 1), data[f"{key}_{kind}"], k, colours(2), label=words)
             ax.set(ylabel=f"{name} of the input")
             time_axis(ax, r["num_steps"])
     legend(axes, "upper center")
+
+
+def cut_peaks(ax, histograms):
+    """Let a bin over three times as high as the others leave the axes: zeros of silent steps would hide the rest."""
+    tops = [sorted([0, 0, *values])[-2:] for values in histograms]
+    shown = max((second if first > 3 * second else first for second, first in tops), default=0)
+    if 0 < 1.2 * shown < max(first for _, first in tops):
+        ax.set(ylim=(0, 1.2 * shown), ylabel="frequency, cut at the top")
 
 
 def figure4(axes, results):
@@ -202,6 +211,7 @@ def figure6(axes, results):
             shares = {step: np.array(values) / max(1, sum(values)) for step, values in counts}
             per_step(ax, shares, r["gamma"][name]["edges"], steps)
             ax.set(title=f"{label}: {name}", xlabel="gamma", ylim=(0, None))
+            ax.xaxis.set_major_locator(MaxNLocator(3))
             ylabel(ax, "share of channels")
     legend(axes)
 
@@ -258,6 +268,7 @@ def figure8(axes, results):
         left.set(title="A: Gaussian noise", xlabel="deviation of the noise, images in [0, 1]")
     if kinds:
         axes.flat[-1].set(title="B: attack", xlabel="attack strength k, eps = k / 255")
+        axes.flat[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True))
         for i, kind in enumerate(kinds):
             axes.flat[-1].plot([], [], color="black", marker=MARKS[i % len(MARKS)], mfc="none", ls="", label=kind)
     for ax in axes.flat:
@@ -376,7 +387,7 @@ FIGURES = {
     "1": Row(figure1, "Spikes of each layer against time-steps, mean of all images", grid, (), True),
     "2": Row(figure2, "Surrogate derivative as it is in use", one, ("surrogate",)),
     "3": Row(
-        figure3, "Input of a norm, statistics of a batch and the stored ones",
+        figure3, "Input of a norm, its statistics and the stored ones",
         lambda results: Layout(len(results), 3, 2.2), ("norm_input",),
     ),
     "4": Row(

@@ -33,7 +33,7 @@ figcaption, caption, .note {{ color: var(--faint); font-size: 0.9rem; text-align
 table {{ border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: 0.2rem 1rem 0.2rem 0; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top; }}
 th {{ vertical-align: bottom; }}
-td:first-child {{ white-space: nowrap; }}
+caption, td:first-child {{ white-space: nowrap; }}
 .number {{ text-align: right; }}
 summary {{ cursor: pointer; margin: 1rem 0; }}
 </style>

@@ -248,6 +248,16 @@ def test_figure_3_does_without_stored_statistics():
     assert [len(ax.lines) for ax in panels("3", [r])[1:]] == [1, 1]
 
 
+def test_figure_3_lets_the_zeros_of_a_silent_step_leave_the_axes():
+    r = analysis()
+    highest = max(max(values) for values in r["norm_input"]["frequency"].values())
+    r["norm_input"]["frequency"]["1"] = [0.0] * 39 + [1.0] + [0.0] * 40
+    ax = panels("3", [r])[0]
+    assert highest < ax.get_ylim()[1] < 1
+    assert ax.get_ylabel() == "frequency, cut at the top"
+    assert panels("3", [analysis()])[0].get_ylabel() == "frequency"
+
+
 def test_figure_4_shows_mean_and_largest_gamma():
     nets = NETS["three nets"]
     axes = panels("4", nets)
