@@ -35,7 +35,8 @@ BINS, SHOWN_STEPS, SURROGATE_POINTS = 60, 5, 121
 ATTACK_IMAGES = 1000
 
 
-def build_parser():
+def parse_args(argv=None, path=None):
+    """(args, checkpoint): argv over the settings of the checkpoint at `path`; (args, None) without one."""
     parser = arguments.ArgumentParser(__doc__.splitlines()[0])
     nets.add_net_arguments(parser)
     arguments.add_data_arguments(parser, data.DATASETS)
@@ -65,7 +66,8 @@ def build_parser():
         metavar="DIR",
         help="of the figures (default: beside the first file)",
     )
-    return parser
+    parser.add_argument("checkpoints", nargs="*", type=arguments.path, help="of runs")
+    return (parser.parse_args(argv), None) if path is None else nets.parse_with_checkpoint(parser, argv, path)
 
 
 # ---- One pass over the test images -----------------------------------------------------------------------
@@ -80,7 +82,13 @@ class NormInput:
     def __init__(self, layer, num_steps):
         self.layer, self.T, self.calls = layer, num_steps, 0
         self.steps = shown_steps(num_steps)
-        self.count, self.sums, self.edges, self.counts = 0, 0.0, None, {}
+        self.count, self.sums, self.counts = 0, 0.0, {}
+        self.stored = [
+            torch.stack([getattr(bn, f"running_{key}") for bn in layer.norm.batch_norms(num_steps)]).double().cpu()
+            for key in ("mean", "var")
+        ]
+        mean, var = self.stored  # at its widest step, a norm's input lies within 4 deviations of most channels
+        self.edges = float((mean.abs() + 4 * var.sqrt()).mean(1).max())
 
     def __enter__(self):
         see = lambda module, inputs, output: self.see(output.detach().float())  # noqa: E731
@@ -97,7 +105,6 @@ class NormInput:
         self.calls += 1
         if self.calls == 1:
             self.sums = torch.zeros(2, self.T, x.shape[1], dtype=torch.float64)
-            self.edges = 4 * float(x.std()) or 1.0
         values = x.transpose(0, 1).flatten(1).double()
         self.sums[0, t] += values.sum(1).cpu()
         self.sums[1, t] += values.square().sum(1).cpu()
@@ -109,8 +116,6 @@ class NormInput:
     def result(self):
         mean, square = self.sums / self.count
         deviation = (square - mean**2).clamp(min=0).sqrt()
-        norms = self.layer.norm.batch_norms(self.T)
-        stored = [torch.stack([getattr(bn, f"running_{key}") for bn in norms]).double() for key in ("mean", "var")]
         return {
             "layer": self.layer.name,
             "steps": self.steps,
@@ -118,8 +123,8 @@ class NormInput:
             "frequency": {str(t): (n / n.sum()).tolist() for t, n in self.counts.items()},
             "batch_mean": mean.mean(1).tolist(),
             "batch_std": deviation.mean(1).tolist(),
-            "stored_mean": stored[0].mean(1).tolist(),
-            "stored_std": stored[1].sqrt().mean(1).tolist(),
+            "stored_mean": self.stored[0].mean(1).tolist(),
+            "stored_std": self.stored[1].sqrt().mean(1).tolist(),
         }
 
 
@@ -334,7 +339,7 @@ def summary(result):
         yield f"  noise {row['sigma']:g}: {row['acc']:.2f} % of {row['count']}"
     for row in result["attack"] or []:
         width = "worst of all widths" if row["width"] is None else f"surrogate width {row['width']:g}"
-        attack = f"{row['kind']} {255 * row['eps']:g}/255, {width}, {row['draws']} draws"
+        attack = f"{row['kind']} {255 * row['eps']:.4g}/255, {width}, {row['draws']} draws"
         yield f"  {attack}: {row['acc']:.2f} % of {row['count']}"
     for name, accuracies in (result["corruptions"] or {}).items():
         yield f"  {name}, severity 1 to 5: {' '.join(f'{acc:.2f}' for acc in accuracies)} %"
@@ -342,17 +347,13 @@ def summary(result):
 
 @utill.entry_point
 def main(argv=None):
-    parser = build_parser()
-    parser.add_argument("checkpoints", nargs="*", type=arguments.path, help="of runs")
-    first = parser.parse_args(argv)
+    first, _ = parse_args(argv)
     if not first.checkpoints and not first.files:
         raise UserError("name a CHECKPOINT to measure, or --from an analysis.json")
     figures.check_numbers(first.figures)
     results = [figures.load(file) for file in first.files]
     for path in first.checkpoints:
-        parser = build_parser()
-        parser.add_argument("checkpoints", nargs="*", type=arguments.path)
-        args, checkpoint = nets.parse_with_checkpoint(parser, argv, path)
+        args, checkpoint = parse_args(argv, path)
         result = rounded(measure(args, checkpoint))
         print(*summary(result), sep="\n")
         runs.write_json(Path(path).parent / "analysis.json", result)

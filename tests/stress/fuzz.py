@@ -3,9 +3,9 @@
     python tests/stress/fuzz.py --count 2000
     python tests/stress/fuzz.py --count 2000 --kinds checkpoint --only 17 --keep kept     # repeat one input
 
-In this process, through the `main(argv)` of train.py, test.py and early_exit.py. An input fails if an exception
-escapes, the exit code is neither 0 nor 2, a refusal is not one line on stderr, it takes more than LIMIT seconds,
-a file is left half-written or outside its folder, or a refused run leaves a run folder.
+In this process, through the `main(argv)` of each entry point. An input fails if an exception escapes, the exit code is
+neither 0 nor 2, a refusal is not one line on stderr, it takes more than LIMIT seconds, a file is left half-written or
+outside its folder, or a refused run leaves a run folder.
 
 What would be right but take for ever is bounded: flags that set how much is computed are drawn wildly and then
 given again with small values (argparse checks both, the last one counts). Paths stay inside the input's folder.
@@ -39,13 +39,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repo root
+import analysis
 import early_exit
 import event_data
 import runs
 import test as test_script
 import train
 
-SCRIPTS = {"train": train, "test": test_script, "early_exit": early_exit}
+SCRIPTS = {"train": train, "test": test_script, "early_exit": early_exit, "analysis": analysis}
 LIMIT = 20  # seconds an input may take
 MEMORY = 4 << 30  # bytes it may add
 NET = "--arch fc3 --num_steps 2 --img_size 8 --batch_size 4 --limit_test 8 --num_workers 0 --engine plain --device cpu"
@@ -137,7 +138,7 @@ def actions(script):
     """The flags of a script: argparse's actions."""
     found = []
 
-    def look(parser, argv):
+    def look(parser, *_):
         found.extend(action for action in parser._actions if action.option_strings)
         raise SystemExit
 
@@ -146,11 +147,21 @@ def actions(script):
         mock.patch("nets.parse_with_checkpoint", look),
         contextlib.suppress(SystemExit),
     ):
-        SCRIPTS[script].parse_args([])
+        SCRIPTS[script].parse_args([], *(["any"] if script == "analysis" else []))  # analysis.py takes several
     return found
 
 
-PATHS = {"--run_dir", "--data_dir", "--figure", "--image", "--config", "--init_from"}
+PATHS = {
+    "--run_dir",
+    "--data_dir",
+    "--figure",
+    "--image",
+    "--config",
+    "--init_from",
+    "--out",
+    "--from",
+    "--corruptions",
+}
 GOOD = ["0.1", "0.5", "1", "1e-30"]
 
 
@@ -321,7 +332,7 @@ def checkpoint(draw, assets):
     more = {"authors.tar": AUTHORS, "events.tar": "--data_dir data"}.get(name, "--dataset digits")
     argv += more.split() if draw(st.integers(0, 5)) else []
     files |= assets["nmnist"] if name == "events.tar" else {}
-    script = draw(st.sampled_from(["test", "early_exit"]))
+    script = draw(st.sampled_from(["test", "early_exit", "analysis"]))
     if script == "test" and draw(st.booleans()):
         files |= {"image.png": assets["images"][0]}
         argv += ["--image", "image.png"]
