@@ -360,10 +360,12 @@ def main(argv=None):
         results.append(result)
     folder = Path(first.out or Path([*first.checkpoints, *first.files][0]).parent)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = figures.draw(results, folder, first.figures)
-    if first.html:
-        figures.page(results, folder / "analysis.html")
-        paths.append(folder / "analysis.html")
+    # of files, damage of any kind; of what was just measured, errors of our own are to be seen
+    with utill.reading(" or ".join(first.files)) if first.files else contextlib.nullcontext():
+        paths = figures.draw(results, folder, first.figures)
+        if first.html:
+            figures.page(results, folder / "analysis.html")
+            paths.append(folder / "analysis.html")
     print(json.dumps({"figures": [str(path) for path in paths]}))
 
 

@@ -110,6 +110,24 @@ def test_bad_input_is_one_sentence(trained, tmp_path, monkeypatch, flags, said):
     assert said in outcome.err[0]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r["gamma"]["conv3"].pop("max"),
+        lambda r: r["spikes"].update(conv1="x"),
+        lambda r: r.update(data=[]),
+        lambda r: r["norm_input"].update(edges=[]),
+    ],
+)
+def test_a_damaged_analysis_is_named_in_one_sentence(measured, tmp_path, change):
+    damaged = json.loads(json.dumps(measured[0]))
+    change(damaged)
+    (tmp_path / "x.json").write_text(json.dumps(damaged))
+    outcome = call(analysis.main, "--from", tmp_path / "x.json", "--out", tmp_path / "out", "--html")
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert "x.json" in outcome.err[0]
+
+
 def test_nothing_to_measure_or_draw_is_refused():
     outcome = call(analysis.main)
     assert outcome.code == 2

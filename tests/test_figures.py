@@ -1,7 +1,6 @@
 """figures.py: what is drawn is what the analyses say, what cannot be drawn is refused, and the page loads nothing."""
 
 import base64
-import copy
 import itertools
 import json
 import math
@@ -484,38 +483,15 @@ def test_an_analysis_is_read_as_it_was_written(r, tmp_path):
     assert figures.load(saved(tmp_path / "analysis.json", r)) == r
 
 
-def changed(change):
-    r = copy.deepcopy(analysis())
-    change(r)
-    return r
-
-
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("{", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
+        ("{", "it is damaged"),
+        ("[" * 100_000, "it is damaged"),
         ("[]", "is not an analysis"),
         ({"acc_full": 90.0}, "is not an analysis"),
         (analysis() | {"version": 2}, "is of version 2, and this program reads 1: run analysis.py again"),
-        (changed(lambda r: r.pop("energy")), "it lacks energy"),
-        (changed(lambda r: r["gamma"]["conv3"].pop("max")), "it.gamma.conv3 lacks max"),
-        (changed(lambda r: r["spikes"]["conv1"].pop()), "it.spikes.conv1 has 24 entries, not 25"),
-        (changed(lambda r: r["accuracy"].__setitem__(3, float("nan"))), "it.accuracy.3 is not a number"),
-        (changed(lambda r: r.update(accuracy=None)), "it.accuracy is not a list"),
-        (changed(lambda r: r.update(data=[])), "it.data is not an object"),
-        (changed(lambda r: r.update(label=5)), "it.label is not of type str"),
-        (changed(lambda r: r.update(label="a\0b")), "it.label .* control characters"),
-        (changed(lambda r: r.update(num_steps=True)), "it.num_steps is not of type int"),
-        (changed(lambda r: r["policies"]["margin"]["curve"].append([1, 2])), "has 2 entries, not 3"),
-        (changed(lambda r: r["gamma"]["fc1"]["edges"].pop()), "the bins of gamma.fc1 do not fit its edges"),
-        (changed(lambda r: r["gamma"]["fc1"]["counts"].update(x=[])), "the bins of gamma.fc1 do not fit its edges"),
-        (changed(lambda r: r["norm_input"]["edges"].pop()), "the bins of norm_input do not fit its edges"),
-        (changed(lambda r: r["surrogate"]["v"].pop()), "the lists of surrogate differ in length"),
-        (changed(lambda r: r["neurons"].pop("fc1")), "spikes and neurons are not of the same layers"),
-        (changed(lambda r: r["neurons"].update(fc1=0)), "spikes and neurons are not of the same layers"),
-        (changed(lambda r: r["exit"].update(step=26)), "an exit is not at a time-step"),
-        (changed(lambda r: r["exit"].update(sweep=[])), "exit.sweep is empty"),
+        ({key: value for key, value in analysis().items() if key != "energy"}, "it lacks energy"),
     ],
 )
 def test_what_is_no_whole_analysis_is_refused_in_one_sentence(value, words, tmp_path):
