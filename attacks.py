@@ -4,6 +4,7 @@ Images are un-normalised, float [B, C, H, W] in [0, 1]; `logits(images)` normali
 a spiking net goes through every time-step and, by `attackable`, straight through the encoder (Sharmin et al. 2020).
 """
 
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,7 +34,9 @@ def attackable(net, width=1.0):
             encoder.straight_through = True
         if width != 1:
             model.SurrogateSpike = _surrogate(width)
-        yield net
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "this net runs plain")  # which is meant here
+            yield net
     finally:
         net.train(trained)
         for p in asked:
