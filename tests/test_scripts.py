@@ -61,7 +61,7 @@ def test_training_learns(trained):
 
 def test_a_run_leaves_the_promised_files_and_no_other(trained):
     promised = {*runs.RUN_FILES, "tensorboard"}
-    assert {path.name for path in trained.dir.iterdir()} - {"early_exit.png", "early_exit.json"} == promised
+    assert {path.name for path in trained.dir.iterdir()} - {"early_exit.png", "early_exit.json", "analysis.json"} == promised
 
 
 def test_the_log_has_a_line_an_epoch_with_all_that_was_measured(trained):

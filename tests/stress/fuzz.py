@@ -194,8 +194,8 @@ def flags(draw, assets):
         return Case(script, ["--dataset", "digits", "--run_dir", "run", *wild, *TRAIN.split()])
     checkpoint = draw(st.sampled_from(["good.tar"] * 4 + ["authors.tar", "missing.tar"]))
     given = AUTHORS.split() if checkpoint == "authors.tar" or not draw(st.integers(0, 5)) else []
-    bounds = NET.split()[2:] + (["--repeats", "2"] if script == "test" else [])
-    return Case(script, [*given, *wild, *bounds, checkpoint], assets["checkpoints"])
+    bounds = NET.split()[2:] + {"test": ["--repeats", "2"], "analysis": ["--figures", "5"]}.get(script, [])
+    return Case(script, [checkpoint, *given, *wild, *bounds], assets["checkpoints"])
 
 
 LAUGHS = b"a: &a [x,x,x,x,x,x,x,x,x]\n"
@@ -333,6 +333,7 @@ def checkpoint(draw, assets):
     argv += more.split() if draw(st.integers(0, 5)) else []
     files |= assets["nmnist"] if name == "events.tar" else {}
     script = draw(st.sampled_from(["test", "early_exit", "analysis"]))
+    argv += ["--figures", "5"] if script == "analysis" else []  # one, for time
     if script == "test" and draw(st.booleans()):
         files |= {"image.png": assets["images"][0]}
         argv += ["--image", "image.png"]
