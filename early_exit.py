@@ -36,6 +36,7 @@ from utill import UserError
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 MOST_COLUMNS = 25  # time-steps printed at most
 
@@ -73,6 +74,8 @@ def draw(path, gammas, evaluation, gamma, policies, answer):
     right.axhline(evaluation.top1(), color="grey", linewidth=0.8, label=f"{evaluation.top1():.2f} % in full")
     right.set(xlabel="time-steps run, mean", ylabel="test accuracy, %", title="Accuracy against latency")
     right.legend(fontsize=8)
+    for panel in panels.flat:
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     runs.write_atomically(path, lambda file: figure.savefig(file, dpi=150, format=path.suffix[1:]))
     plt.close(figure)
 

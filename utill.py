@@ -298,7 +298,7 @@ class SpikeMeter:
     def _see_synapse(self, name, module, inputs, output):
         """A step's accumulate operations: dense multiply-adds x mean |input|; those of analog input count in full."""
         x, t = inputs[0], self._next(module)
-        if self.net.encoder.analog and _same_memory(x, self._encoded):
+        if not self._neurons or self.net.encoder.analog and _same_memory(x, self._encoded):
             self.analog.add(name)
         self.multiply_adds[name] = output[0].numel() * module.weight[0].numel()
         rates = x.new_ones(len(x)) if name in self.analog else x.abs().flatten(1).mean(1, dtype=torch.float64)
@@ -336,7 +336,8 @@ class SpikeMeter:
 
         A synapse costs its dense multiply-adds times the mean size of its input: the spike rate of the neurons before
         it, also where their spikes were averaged by a pool or added in a residual net. An input that is no spikes
-        (Encoder.analog) costs its multiply-adds in full. The output layer, which does not spike, is included.
+        (Encoder.analog), or any in a net without neurons that spike, costs its multiply-adds in full. The output layer,
+        which does not spike, is included.
         """
         found = self._operations.values() if synapse is None else [self._operations[synapse]]
         return torch.stack([*found]).sum(0) / max(self.images, 1)
