@@ -111,7 +111,7 @@ def test_plif_starts_as_lif_and_learns_a_leak_of_its_own_in_each_layer():
 
 @pytest.mark.parametrize("leak", [0.0, 1.0])
 def test_a_leak_that_no_sigmoid_gives_is_refused(leak):
-    with pytest.raises(ValueError, match=r"leak_mem of plif must be in \(0, 1\)"):
+    with pytest.raises(ValueError, match=r"leak_mem of a neuron that learns it must be in \(0, 1\)"):
         SpikingVGG("vgg9", 2, leak, img_size=8, neuron=PLIF)
 
 
