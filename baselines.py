@@ -116,7 +116,8 @@ class LearntLIF(PLIF):
 
     The second half of the hybrid training of Rathi et al. (ICLR 2020), with the parameters that Rathi & Roy (DIET-SNN)
     learn there. `start` is the threshold given, or that of the converted net, and saved with the weights as that of
-    `IF`. Weight decay draws v to 0, so the threshold to `start`. In the reset the threshold has a gradient, the spike has none.
+    `IF`. Weight decay draws v to 0, so the threshold to `start`. In the reset the threshold has a gradient, the spike
+    has none.
     """
 
     def __init__(self, leak, threshold=1.0, spike_order="integrate_first"):
