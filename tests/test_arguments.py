@@ -129,7 +129,7 @@ def test_config_values_as_people_write_them(tmp_path, text, key, value):
         ("lr: 1" + "0" * 400, "lr: expected a positive number"),
         ("lr: 0x" + "f" * 5000, "lr: Exceeds the limit"),
         ("arch: vgg7", "arch: expected one of vgg9, vgg11, dvs_cnn7, fc3, vgg9_ann, vgg11_ann, got 'vgg7'"),
-        ("arch: 9", "arch: expected one of vgg9, vgg11, dvs_cnn7, fc3, got '9'"),
+        ("arch: 9", "arch: expected one of vgg9, vgg11, dvs_cnn7, fc3, vgg9_ann, vgg11_ann, got '9'"),
         ("amp: on", "amp: expected one of off, auto, bf16, fp16, got 'True'"),
         ("overwrite: 1", "overwrite: expected true or false, got 1"),
         ("- lr\n- 0.1", "list of `flag: value` lines"),
