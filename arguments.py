@@ -53,10 +53,12 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, description=None, **options):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False, **options)
         self.datasets = {}  # set by `add_data_arguments`
+        self.fill = lambda args: None  # set by nets.add_net_arguments
 
     def parse_args(self, argv=None):
-        """Parse argv; what is None because it depends on the data set is filled in."""
+        """Parse argv; what is None because it depends on the net or the data set is filled in."""
         args = super().parse_args(argv)
+        self.fill(args)
         row = self.datasets.get(getattr(args, "dataset", None))
         if row and args.permuted:
             if args.encoding not in (None, "pixels", "pixels_permuted") or row.encoding != "pixels":

@@ -1,12 +1,13 @@
-"""What BNTT is compared with: other norms and neurons, each one class here and one row in nets.py."""
+"""What BNTT is compared with: norms, neurons, the net without spikes, each one class here and one row in nets.py."""
 
 import math
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from encoders import require
-from model import BN_EPS, BN_MOMENTUM, LIF, SharedBN
+from model import BN_EPS, BN_MOMENTUM, LIF, NoNorm, SharedBN, SpikingVGG
 
 
 class TdBN(SharedBN):
@@ -34,6 +35,63 @@ class TdBN(SharedBN):
         return a, b + self.beta(T)
 
 
+class TEBN(TdBN):
+    """Temporal effective batch norm (Duan et al., NeurIPS 2022): p_t * (gamma * (x - mu) / sqrt(var + eps) + beta).
+
+    Mean, variance, gamma and beta are those of one BatchNorm over batch and time, as in `TdBN`; each time-step t has a
+    learnable scale p_t, one number. gamma and p start at 1, beta at 0.
+    """
+
+    def __init__(self, num_steps, features, spatial):
+        super().__init__(num_steps, features, spatial)
+        self.gamma_per_step, self.scale = True, nn.Parameter(torch.ones(num_steps, 1))
+
+    def forward(self, x, t0=0):
+        scale = self.scale[t0 : t0 + len(x)].view(-1, *[1] * (x.ndim - 1))
+        return (super().forward(x) * scale).to(x.dtype)
+
+    def gamma(self, T):
+        return self.scale[:T] * self.shared.weight
+
+    def beta(self, T):
+        return self.scale[:T] * self.shared.bias
+
+
+class LayerNorm(nn.GroupNorm):
+    """Layer norm (Ba, Kiros & Hinton 2016): gamma * (x - mu) / sqrt(var + eps) + beta.
+
+    Mean and variance run over all neurons of the layer, for each image and time-step alone, in training and testing.
+    gamma and beta start at 1 and 0 and are shared by all time-steps. In a linear layer each neuron has its own, as in
+    eq. 4 there. In a convolution each channel has, as Wu & He (2018) read it (group norm with one group): its neurons
+    share their weights too. Which of the two stands behind the paper's table 5 is not known.
+    """
+
+    def __init__(self, num_steps, features, spatial):
+        super().__init__(1, features, BN_EPS)
+
+    def forward(self, x, t0=0):
+        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class IF(LIF):
+    """Integrate-and-fire neurons, LIF without a leak: u <- u + current; spike = 1[u > threshold]; soft reset.
+
+    What Sengupta et al. (2019) convert to. The threshold is saved with the weights: that of a converted net is its own
+    in each layer. ValueError unless leak is 1.
+    """
+
+    def __init__(self, leak=1.0, threshold=1.0, spike_order="integrate_first"):
+        require(leak == 1, f"leak_mem of an IF neuron must be 1, as it has no leak, got {leak}: pass --leak_mem 1")
+        super().__init__(leak, threshold, spike_order)
+
+    def get_extra_state(self):
+        return torch.tensor(self.threshold, dtype=torch.float64)
+
+    def set_extra_state(self, state):
+        require(float(state) > 0, f"a threshold must be a positive number, got {float(state)}")
+        self.threshold = float(state)
+
+
 class PLIF(LIF):
     """LIF whose leak is learnt, one for a layer: leak = sigmoid(w) (Fang et al., ICCV 2021, eq. 8).
 
@@ -41,7 +99,7 @@ class PLIF(LIF):
     """
 
     def __init__(self, leak, threshold=1.0, spike_order="integrate_first"):
-        require(0 < leak < 1, f"leak_mem of plif must be in (0, 1), got {leak}")
+        require(0 < leak < 1, f"leak_mem of a neuron that learns it must be in (0, 1), got {leak}")
         super().__init__(leak, threshold, spike_order)
 
     @property
@@ -51,3 +109,72 @@ class PLIF(LIF):
     @leak.setter
     def leak(self, leak):
         self.w = nn.Parameter(torch.tensor(math.log(leak / (1 - leak))))
+
+
+class LearntLIF(PLIF):
+    """LIF whose leak and threshold are learnt, one each for a layer: leak = sigmoid(w), threshold = start * exp(v).
+
+    The second half of the hybrid training of Rathi et al. (ICLR 2020), with the parameters that Rathi & Roy (DIET-SNN)
+    learn there. `start` is the threshold given, or that of the converted net, and saved with the weights as that of
+    `IF`. Weight decay draws v to 0, so the threshold to `start`. In the reset the threshold has a gradient, the spike
+    has none.
+    """
+
+    def __init__(self, leak, threshold=1.0, spike_order="integrate_first"):
+        super().__init__(leak, threshold, spike_order)
+        self.v = nn.Parameter(torch.tensor(0.0))
+
+    @property
+    def threshold(self):
+        return self.start * self.v.exp()
+
+    @threshold.setter
+    def threshold(self, threshold):
+        self.start = threshold
+
+    def get_extra_state(self):
+        return torch.tensor(self.start, dtype=torch.float64)
+
+    set_extra_state = IF.set_extra_state
+
+
+class ReLU(nn.Module):
+    """Rectified linear neurons, then dropout: what stands in an ANN where a spiking net has `LIF`."""
+
+    def __init__(self, leak=1.0, threshold=1.0, spike_order="integrate_first"):
+        super().__init__()
+        self.dropout = 0.0
+
+    def forward(self, currents, membrane=None):
+        """currents: [T, B, ...]. Returns (activations, membrane), without a use for the membrane."""
+        x = F.relu(currents)
+        return (dropout(x, self.dropout) if self.training and self.dropout else x), membrane
+
+
+def dropout(x, p):
+    """x with each value at 0 with probability p, rounded to 1 / 65536, else scaled so that the mean stays.
+
+    On a CPU four masks share one random number of 64 bits: torch's own dropout draws one for each value, which takes
+    more time there than a layer.
+    """
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    drop, draws = min(round(2**16 * p), 2**16 - 1), torch.empty(-(-x.numel() // 4), dtype=torch.int64)
+    bits = draws.random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
+    return x * (bits >= drop - 2**15) * (2**16 / (2**16 - drop))
+
+
+class ANN(SpikingVGG):
+    """The same net without spikes and time, which conversion starts from: ReLU, no norm, no bias, average pooling.
+
+    One time-step that sees the image itself, so `voltages` are logits [1, B, K]. dropout: its probability behind each
+    ReLU that no pool follows. Weights start as He et al. (2015) for ReLU. ValueError as `SpikingVGG`.
+    """
+
+    def __init__(self, arch, img_size=32, num_cls=10, *, in_channels=3, dropout=0.0):
+        parts = dict(in_channels=in_channels, norm=NoNorm, encoding="direct", neuron=ReLU)
+        super().__init__(arch, 1, 1.0, img_size, num_cls, **parts)
+        for layer in self.layers():
+            layer.lif.dropout = dropout if isinstance(layer.pool, nn.Identity) else 0.0
+            nn.init.kaiming_normal_(layer.synapse.weight, nonlinearity="relu")
+        nn.init.xavier_uniform_(self.readout.weight)

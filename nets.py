@@ -13,8 +13,8 @@ import arguments
 import fused
 import runs
 import utill
-from arguments import positive_float, size, unit_float
-from baselines import PLIF, TdBN
+from arguments import fraction, positive_float, size, unit_float
+from baselines import ANN, IF, PLIF, TEBN, LayerNorm, LearntLIF, TdBN
 from encoders import ENCODERS
 from model import ARCHS, BNTT, LIF, NoNorm, SharedBN, SpikingVGG
 from utill import DataFacts, UserError
@@ -24,8 +24,14 @@ NORMS = {  # args -> the norm as SpikingVGG takes it
     "bn": lambda args: SharedBN,
     "none": lambda args: NoNorm,
     "tdbn": lambda args: partial(TdBN, threshold=args.threshold),
+    "tebn": lambda args: TEBN,
+    "ln": lambda args: LayerNorm,
 }
-NEURONS = {"lif": LIF, "plif": PLIF}
+NEURONS = {"lif": LIF, "plif": PLIF, "if": IF, "learnt_lif": LearntLIF}
+ANNS = {"vgg9_ann": "vgg9", "vgg11_ann": "vgg11"}  # the same nets without spikes
+# Flags of an ANN: what they are, and those of a spiking neuron, which stay at their defaults.
+OF_ANN = {"num_steps": 1, "norm": "none", "encoding": "direct"}
+OF_NEURON = {"neuron": "lif", "leak_mem": 0.95, "threshold": 1.0, "spike_order": LIF.ORDERS[0]}
 
 # What a checkpoint must say of its net and data, and what of its settings belonged to the training alone.
 NEEDED = ("arch", "num_steps", "leak_mem", "threshold", "norm", "encoding", "spike_order", "dataset")
@@ -37,21 +43,44 @@ TRAINING_ONLY = ("device", "engine", "save_memory", "limit_test")
 def add_net_arguments(parser):
     """The flags that define the net."""
     add = parser.add_argument_group("network").add_argument
-    add("--arch", default="vgg9", choices=list(ARCHS), help="network")
-    add("--num_steps", default=25, type=size, help="time-steps T")
+    parser.fill = fill
+    add("--arch", default="vgg9", choices=[*ARCHS, *ANNS], help="network; of those in _ann neurons do not spike")
+    add("--num_steps", default=None, type=size, help="time-steps T (default: 25)")
     add("--leak_mem", default=0.95, type=unit_float, help="membrane leak per step")
     add("--threshold", default=1.0, type=positive_float, help="firing threshold")
-    add("--norm", default="bntt", choices=list(NORMS), help="normalisation")
+    add("--norm", default=None, choices=list(NORMS), help="normalisation (default: bntt)")
     add("--neuron", default="lif", choices=list(NEURONS), help="spiking neuron")
     add("--encoding", default=None, choices=list(ENCODERS), help="input encoding (default: as suits the data set)")
     add("--spike_order", default="integrate_first", choices=LIF.ORDERS, help="order inside a step")
     scale = "scale of the logits in loss and softmax; T undoes their division by T"
     add("--logit_scale", default=1.0, type=positive_float, help=scale)
+    add("--dropout", default=0.0, type=fraction, help="of an ANN: probability that a neuron is left out in training")
+
+
+def fill(args, said=True):
+    """Set the flags that go by the kind of net where they are None; UserError where they do not go with it.
+
+    said=False: those of a spiking net stay None.
+    """
+    if args.arch not in ANNS:
+        if args.dropout:
+            raise UserError(f"--dropout belongs to a net without spikes: choose --arch {' or '.join(ANNS)}")
+        if said:
+            args.num_steps, args.norm = args.num_steps or 25, args.norm or "bntt"
+        return
+    for key, value in (OF_ANN | OF_NEURON).items():
+        if getattr(args, key) not in (None, value):
+            why = "has neither time-steps nor spiking neurons" if key in OF_NEURON else f"takes {value} alone"
+            raise UserError(f"--arch {args.arch} is an ANN, which {why}: leave out --{key} {getattr(args, key)}")
+        setattr(args, key, value)
 
 
 def build_net(args, facts):
-    """The `SpikingVGG` that the flags ask for, for data of these `DataFacts`; UserError where they make no net."""
+    """The net that the flags ask for, for data of these `DataFacts`; UserError where they make no net."""
     try:
+        if args.arch in ANNS:
+            sizes = facts.img_size, len(facts.classes)
+            return ANN(ANNS[args.arch], *sizes, in_channels=facts.in_channels, dropout=args.dropout)
         parts = dict(encoding=args.encoding, norm=NORMS[args.norm](args), neuron=NEURONS[args.neuron])
         parts |= dict(threshold=args.threshold, spike_order=args.spike_order, in_channels=facts.in_channels)
         return SpikingVGG(args.arch, args.num_steps, args.leak_mem, facts.img_size, len(facts.classes), **parts)
@@ -63,7 +92,7 @@ def check_weights(args, checkpoint, facts):
     """UserError unless the checkpoint's weights are those of the net asked for. Allocates no weights."""
     state, another = checkpoint["state_dict"], f"{args.checkpoint} holds another net than {args.arch} as asked for"
     asked, steps = args.num_steps, norm_of(state)[1] or 0
-    if args.norm == "bntt" and asked != steps:  # before that many steps are built
+    if args.norm in ("bntt", "tebn") and asked != steps:  # before that many steps are built
         hint = ": leave --num_steps out, or train a net of so many with --init_from" if steps else ""
         if asked < steps:
             hint = f": --steps {asked} of test.py runs only the first {asked} time-step{'s' * (asked > 1)}"
@@ -83,7 +112,10 @@ def load_net(args, checkpoint, facts, device):
     """Rebuild the net of a checkpoint on `device`, with its engine; UserError where its weights are of another net."""
     check_weights(args, checkpoint, facts)
     net = build_net(args, facts)
-    net.load_state_dict(checkpoint["state_dict"])
+    try:
+        net.load_state_dict(checkpoint["state_dict"])
+    except ValueError as error:
+        raise UserError(f"{args.checkpoint}: {error}") from None
     engine, reason = use_engine(net.to(device), args.engine, args.save_memory)
     if "config" not in checkpoint:
         said = [f"{key} {getattr(args, key)}" for key in ("norm", "num_steps", "encoding", "norm_stats") if key in args]
@@ -156,23 +188,31 @@ def apply_settings(parser, path, checkpoint):
         parser.apply_config({k: v for k, v in settings.items() if k in known}, f"the config in {path}")
         return
     state = checkpoint["state_dict"]
-    if any(name.startswith("bntt_fc.") and name.endswith(".bias") for name in state):
+    if any(re.fullmatch(r"bntt_fc\.\d+\.bias", name) for name in state):
         raise UserError(
             "this checkpoint is of the authors' first upload (its bntt_fc has a beta, which BNTT has not): "
             "it cannot be read; train again with --spike_order fire_first"
         )
     norm, steps = norm_of(state)
-    neuron = "plif" if any(name.startswith("lif_") and name.endswith(".w") for name in state) else "lif"
+    fields = {name.split(".")[-1] for name in state if name.startswith("lif_")}
+    found = [neuron for field, neuron in NEURON_TENSORS.items() if field in fields]
+    neuron, parser.fill = [*found, "lif"][0], partial(fill, said=False)
     parser.set_defaults(arch=None, leak_mem=None, norm=norm, num_steps=steps, neuron=neuron)
 
 
 NORM_TENSOR = re.compile(r"(bntt\w*)\.([0-9]{1,5}|shared)\.(\w+)")  # norm, time-step, field
+NEURON_TENSORS = {"v": "learnt_lif", "w": "plif", "_extra_state": "if"}  # a field that no neuron above has
 
 
 def norm_of(state):
-    """(norm, T) of a net, by the names in its state dict: T is None except for bntt."""
+    """(norm, T) of a net, by its state dict: T is None except for bntt and tebn."""
     found = [match.groups() for match in map(NORM_TENSOR.fullmatch, state) if match]
     steps = {step for _, step, _ in found} - {"shared"}
+    for name, tensor in state.items():
+        if re.fullmatch(r"bntt\w*\.scale", name):
+            return "tebn", tensor.numel()
+        if re.fullmatch(r"bntt\w*\.weight", name):
+            return "ln", None
     if steps or not found:
         return ("bntt", len(steps)) if steps else ("none", None)
     return "tdbn" if any(field == "bias" for _, _, field in found) else "bn", None
@@ -209,7 +249,7 @@ def load(path, device="cpu", engine="auto", **settings):
 
 
 def _readout(args):
-    return f"fc{len(ARCHS[args.arch][1]) + 1}.weight"
+    return f"fc{len(ARCHS[ANNS.get(args.arch, args.arch)][1]) + 1}.weight"
 
 
 def init_from(net, args):
@@ -217,6 +257,7 @@ def init_from(net, args):
 
     That net may be of another T, norm, neuron, encoding or number of classes. A BNTT takes step t from the old step t,
     or the last one, or from the one BatchNorm of all steps; a norm of one BatchNorm takes the mean over the old steps.
+    A neuron that learns its threshold starts from that of a converted net.
     UserError where the file is no checkpoint, of another arch, or has no weight that fits.
     """
     checkpoint = runs.load_checkpoint(args.init_from)
@@ -224,15 +265,19 @@ def init_from(net, args):
     (old_norm, T), (norm, _) = norm_of(old), norm_of(new)
     synapses, there = ({n for n in state if re.fullmatch(r"(conv|fc)\d+\.weight", n)} for state in (new, old))
     hidden = synapses - {_readout(args)}
-    if checkpoint.get("config", {}).get("arch", args.arch) != args.arch or not hidden <= there <= synapses:
-        raise UserError(f"--init_from {args.init_from}: it holds a net of another arch than {args.arch}")
+    arch = checkpoint.get("config", {}).get("arch", args.arch)
+    if arch != args.arch or not hidden <= there <= synapses:
+        hint = ": convert it with convert.py first" if ANNS.get(arch) == args.arch else ""
+        raise UserError(f"--init_from {args.init_from}: it holds a net of another arch than {args.arch}{hint}")
     for name, tensor in new.items():
         sources = [name]
         if match := NORM_TENSOR.fullmatch(name):
             layer, step, field = match.groups()
-            steps = ["shared"] if T is None else range(T) if step == "shared" else [min(int(step), T - 1)]
+            steps = ["shared"] if old_norm != "bntt" else range(T) if step == "shared" else [min(int(step), T - 1)]
             sources = [f"{layer}.{t}.{field}" for t in steps]
         found = [old[source] for source in sources if source in old]
+        if norm == old_norm == "tebn" and re.fullmatch(r"bntt\w*\.scale", name):
+            found = [x[torch.arange(len(tensor)).clamp(max=len(x) - 1)] for x in found if x.ndim == 2 and len(x)]
         found = [x for x in found if x.shape == tensor.shape and x.is_floating_point() == tensor.is_floating_point()]
         if found:
             taken[name] = torch.stack(found).double().mean(0) if tensor.is_floating_point() else found[-1]
@@ -240,10 +285,11 @@ def init_from(net, args):
         raise UserError(f"--init_from {args.init_from}: none of its weights is of a shape that this {args.arch} has")
     net.load_state_dict(new | taken)
     how = ""
-    if norm == old_norm == "bntt" and net.num_steps != T:
+    if norm == old_norm and T and net.num_steps != T:
         how = f", a norm's time-step t from the old step t, at most {T}"
-    elif old_norm != norm != "none" != old_norm:
-        how = ", each norm the mean of its old time-steps" if T else ", the old BatchNorm at every time-step"
+    elif old_norm != norm and not {old_norm, norm} & {"none", "ln"}:
+        mean = old_norm == "bntt"
+        how = ", each norm the mean of its old time-steps" if mean else ", the old BatchNorm at every time-step"
     kept = {*map(_short, new)}
     fresh, left = new.keys() - taken.keys(), {name for name in old if _short(name) not in kept}
     why = [f"{n} is {list(new[n].shape)}, there {list(old[n].shape)}" for n in sorted(fresh & synapses & there)]
@@ -254,8 +300,8 @@ def init_from(net, args):
 
 
 def _short(name):
-    """The name of a tensor in a state dict, without the time-step."""
-    return NORM_TENSOR.sub(r"\1.\3", name)
+    """The name of a tensor in a state dict as one would say it, without the time-step."""
+    return NORM_TENSOR.sub(r"\1.\3", name).replace("._extra_state", ".threshold")
 
 
 def _layers(names, state):

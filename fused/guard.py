@@ -29,6 +29,7 @@ MAX_POOL = 15  # packed spikes count those of a window in one byte
 DESCRIPTION = ("batch_norms", "gamma", "affine")  # by which a norm says what it is, besides per_step
 TIME = ("stream", "output_currents", "_currents")  # in whose place the engine puts itself
 TOLERANCE = 1e-9
+ALIKE = 64  # time-steps of a proof where none has a norm of its own: a converted net may have thousands
 WORK = 1e9  # multiply-adds of one forward pass of a proof: of seconds in all
 
 
@@ -89,8 +90,7 @@ def _layer(layer, num_steps, save_memory):
         return f"does not know the BatchNorms of {name}: of another type, not alike, changed, or with hooks"
     if save_memory and not norm.per_step:
         return f"cuts time into blocks to save memory, and {type(norm).__name__} takes its statistics over all of it"
-    constants = all(isinstance(x, (int, float)) and 0 < x < float("inf") for x in (lif.leak, lif.threshold))
-    if type(lif) is not LIF or not constants or lif._parameters or lif.delay != (lif.spike_order == LIF.ORDERS[1]):
+    if not _knows_neuron(lif):
         return f"does not know the neuron {type(lif).__name__}" + (" with parameters" if type(lif) is LIF else "")
     if not _knows_pool(pool):
         return f"does not know the pool of {name}, {_short(pool)}"
@@ -160,6 +160,7 @@ def _in_order(kind):
     return min(wrote[name] for name in DESCRIPTION) <= wrote["forward"]
 
 
+NEURON_CODE = ("forward", "step", "fire", "__call__", "_call_impl", "__getattr__", "__getattribute__", "train")
 BATCH_NORM_NAMES = len(vars(nn.BatchNorm1d(1)))
 BATCH_NORM_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -186,6 +187,16 @@ def _knows_batch_norms(norms, beta, synapse):
         and not any(part[hooks] for hooks in BATCH_NORM_HOOKS for part in parts)
         and all(len(part) == BATCH_NORM_NAMES or not _touched(bn) for bn, part in zip(norms, parts, strict=True))
     )
+
+
+def _knows_neuron(lif):
+    """Whether a neuron is a LIF, or of a class that runs by LIF's own code, whose leak and threshold are numbers."""
+    code = (inspect.getattr_static(type(lif), name, None) for name in NEURON_CODE)
+    if any(f is not inspect.getattr_static(LIF, name, None) for f, name in zip(code, NEURON_CODE, strict=True)):
+        return False
+    constants = [vars(lif).get(name) for name in ("leak", "threshold")]
+    numbers = all(isinstance(x, (int, float)) and 0 < x < float("inf") for x in constants)
+    return numbers and not lif._parameters and lif.delay == (lif.spike_order == LIF.ORDERS[1])
 
 
 def _knows_pool(pool):
@@ -265,13 +276,14 @@ def _kind(net):
     """What of a net decides which code runs: its kinds of parts, their functions, and the values that those read."""
     parts = frozenset(
         (
-            type(norm), settings_of(norm), lif.spike_order, type(pool), getattr(pool, "kernel_size", None),
+            type(norm), settings_of(norm), type(lif), lif.spike_order, type(pool), getattr(pool, "kernel_size", None),
             type(synapse), getattr(synapse, "kernel_size", None),
         )
         for _, synapse, norm, lif, pool in net.layers()
     )  # fmt: skip
     mine = [c for c in type(net).__mro__ if c.__module__ != "fused"]
-    used = (*mine, type(net.encoder), LIF, model.SurrogateSpike, *sorted({norm for norm, *_ in parts}, key=repr))
+    kinds = sorted({kind for norm, _, lif, *_ in parts for kind in (norm, lif)}, key=repr)
+    used = (*mine, type(net.encoder), model.SurrogateSpike, *kinds)
     seen = set()
     code = tuple(content(value, seen) for value in (*used, model.each_step))
     return net.readout.weight.device.type, parts, settings_of(net.encoder), code, _torch_code()
@@ -292,12 +304,14 @@ def prove(net, attached):
     """None if engine and plain loop agree to 1e-9 in float64, else why not.
 
     Compared are voltages, gradients (of the images too) and running statistics: of the net's own shape in training over
-    its first steps; of a few of its channels over all steps, in training and in eval mode, with larger numbers of both
-    signs. That on copies, so that the net and the random generators stay as they are.
+    its first steps; of a few of its channels over all steps (or ALIKE ones), in training and in eval mode, with larger
+    numbers of both signs. That on copies, so that the net and the random generators stay as they are.
     """
     device, layers, T = net.readout.weight.device, net.layers(), net.num_steps
     delay = sum(layer.lif.delay for layer in layers)
     dense = sum(s.N * layer.synapse.weight.numel() for s, layer in zip(shapes(net, 2, 1), layers, strict=True))
+    if not any(layer.norm.gamma_per_step for layer in layers):
+        T = min(T, ALIKE + delay)
     steps = min(T, max(2 + delay, min(12, int(WORK / dense))))
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
@@ -343,9 +357,10 @@ def _twin(net, size=1.0):
     twin.encoder.straight_through = True
     low = 0.6 if size == 1 else -1.6 * size
     ranges = {"bias": (-0.2 * size, 0.4 * size), "weight": (low, 1.6 * size), "running_var": (0.2, 0.6)}
+    ranges["scale"] = (0.6, 1.6)  # of a time-step
     for layer in twin.layers():
         if not layer.norm.batch_norms(1):
-            layer.synapse.weight.data *= 2.5 * size
+            layer.synapse.weight.data *= 2.5 * size * layer.lif.threshold
         for name, value in [*layer.norm.named_parameters(), *layer.norm.named_buffers()]:
             if value.is_floating_point():
                 value.data.uniform_(*ranges.get(name.rpartition(".")[2], (-0.2, 0.2)))

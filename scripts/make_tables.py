@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root
 
 import yaml
 
+import convert
 import train
 from arguments import ArgumentParser
 from runs import RESUMABLE, write_text
@@ -37,9 +38,10 @@ PAGE = "# The paper's tables, and our runs of their rows\n\n{}\n# Every run that
 # What makes a run a run of the paper's row; and what changes no number, and may differ between seeds.
 ROW = ("dataset", "arch", "norm", "num_steps", "encoding", "spike_order", "dvs_split", "limit_train", "limit_test")
 FREE = re.compile(
-    r" --(resume|deterministic|data_on_device|cuda_graph|(run_dir|seed|data_dir|num_workers|device|engine|save_memory|"
-    r"save_every|train_display_freq|test_display_freq)[ =]('[^']*'|\S+))(?= |$)"
+    r" --(resume|overwrite|deterministic|data_on_device|cuda_graph|(run_dir|out|seed|data_dir|num_workers|device|"
+    r"engine|save_memory|save_every|train_display_freq|test_display_freq)[ =]('[^']*'|\S+))(?= |$)"
 )
+OTHER_RUN = re.compile(r"\S*?([^/\s]+)/seed\d+/best\.pth\.tar")  # that a run started from
 COUNT, PERCENT = (int, 1, 10**9), (float, 0, 100)  # type, least, most
 BOTH = {"dataset": str, "arch": str, "norm": str, "num_steps": COUNT, "seed": (int, 0, 2**64)}
 RESULT = BOTH | {"test_acc": PERCENT, "count": COUNT, "epoch": COUNT, "train_images": COUNT}
@@ -66,11 +68,18 @@ def agree(where, keys, name, values, other_name, others):
             raise UserError(f"{where}: {key} is {values[key]} in {name} and {others[key]} in {other_name}")
 
 
+def plain(command):
+    """A command without what changes no number and what differs between seeds."""
+    return "python " + OTHER_RUN.sub(r"results/\1/seed0/best.pth.tar", FREE.sub("", command))
+
+
 def flags_of(command, where):
-    """{flag: value} that a command `train.py ...` would train with now."""
+    """{flag: value} that a command `train.py ...` would train with now, or `convert.py ...` convert."""
     script, *argv = shlex.split(command.removeprefix("python ").replace("--config=", "--config ")) or [""]
-    if script != "train.py":
-        raise UserError(f"{where}: the command must be one of train.py, got {command[:100]!r}")
+    if script not in ("train.py", "convert.py"):
+        raise UserError(f"{where}: the command must be one of train.py or convert.py, got {command[:100]!r}")
+    if script == "convert.py":
+        return vars(convert.parse_args(argv))
     words = [str(ROOT / word) if flag == "--config" else word for flag, word in itertools.pairwise(["", *argv])]
     return vars(train.parse_args(words))
 
@@ -84,7 +93,7 @@ def read_run(folder):
     agree(folder, BOTH, "result.json", run, "config.yaml", run["config"])
     agree(folder, ["seed"], "result.json", run, "its name", {"seed": int(folder.name.removeprefix("seed"))})
     agree(folder, now, "config.yaml", run["config"], "what its command would train now", now)
-    run |= {"command": "python " + FREE.sub("", command), "amp": run["config"].get("amp")}
+    run |= {"command": plain(command), "amp": run["config"].get("amp")}
     exits, log = folder / "early_exit.json", folder / "log.jsonl"
     run["exit"] = read(exits, keys=EXIT) if exits.exists() else {}
     agree(folder, ("num_steps", "count"), "result.json", run, "early_exit.json", run["exit"])
@@ -184,7 +193,7 @@ def main(argv=None):
         parts = re.fullmatch(f"(.*{START}).*?({END}.*)", text := read(readme, str), re.DOTALL)
         if not parts or text.count(START) > 1:
             raise UserError(f"{readme} must have {START.strip()} and, below it, {END} once")
-        bntt = [row for row in paper if row["command"] and flags_of(row["command"], row["row"])["norm"] == "bntt"]
+        bntt = [row for row in paper if row["command"] and flags_of(row["command"], row["row"]).get("norm") == "bntt"]
         new[readme] = parts[1] + paper_table(bntt, found, "results/") + parts[2]
     stale = [path for path in new if not path.exists() or read(path, str) != new[path]]
     for path in stale:

@@ -62,18 +62,29 @@ train_rows() {
     python scripts/make_tables.py --results "$results"
 }
 
-run() { # the name of the runs, then flags of train.py
+run() { # the name of the runs, then flags of train.py; {seed} in them is the run's
     [ -z "$dry" ] || return 0
     local name=$1 seed folder
     shift
     for seed in $seeds; do
         folder=$results/$name/seed$seed
-        [ -f "$folder/result.json" ] || python train.py "$@" --seed "$seed" --run_dir "$folder" --save_every 100 --resume
+        [ -f "$folder/result.json" ] || python train.py "${@//\{seed\}/$seed}" --seed "$seed" --run_dir "$folder" --save_every 100 --resume
         # of a run that was published without its checkpoint there is nothing to read
         if [ ! -f "$folder/early_exit.json" ] && [ -f "$folder/best.pth.tar" ] && grep -q '^norm: bntt' "$folder/config.yaml"; then
             python early_exit.py "$folder/best.pth.tar" --sweep \
                 $(sed -n 's/^limit_test: \([0-9]*\)$/--limit_test \1/p' "$folder/config.yaml") # the images of result.json
         fi
+    done
+}
+
+convert() { # the names of an ANN's runs and of the runs converted from them, then flags of convert.py
+    [ -z "$dry" ] || return 0
+    local ann=$1 name=$2 seed folder
+    shift 2
+    for seed in $seeds; do
+        folder=$results/$name/seed$seed
+        [ -f "$folder/result.json" ] ||
+            python convert.py "$results/$ann/seed$seed/best.pth.tar" "$@" --seed "$seed" --out "$folder" --overwrite
     done
 }
 
@@ -83,6 +94,12 @@ compare() { # the name of BNTT's runs, a technique, a config, more flags: the sa
     case $technique in
     bntt) run "$name" --config "$config" "$@" ;;
     plif_bn) run "${name}_plif_bn" --config "$config" --neuron plif --norm bn "$@" ;;
+    ann) run "${name}_ann" --config "${config%.yaml}_ann.yaml" "$@" ;;
+    hybrid) # from the converted net; lr and epochs are ours
+        [ "$budget" = mini ] || set -- --num_steps 100 --num_epochs 20 "$@"
+        run "${name}_hybrid" --config "$config" --norm none --neuron learnt_lif --leak_mem 0.99 --optimizer adam \
+            --lr 0.0001 --init_from "$results/${name}_conversion/seed{seed}/best.pth.tar" "$@"
+        ;;
     *) run "${name}_$technique" --config "$config" --norm "$technique" "$@" ;;
     esac
 }
@@ -105,7 +122,14 @@ cifar() { # cifar10 or cifar100, a technique, more flags
     mini-cifar10) name+=_mini_vgg9 config=configs/mini/cifar10_vgg9.yaml ;;
     mini-cifar100) name+=_mini_vgg11 config=configs/mini/cifar100_vgg11.yaml ;;
     esac
-    compare "$name" "$technique" "$config" "$@"
+    case $budget-$technique in
+    full-conversion) convert "${name}_ann" "${name}_conversion" --num_steps 1000 --data_dir "$dir" ;;
+    mini-conversion)
+        convert "${name}_ann" "${name}_conversion" --num_steps 256 --encoding direct --percentile 99.9 \
+            --limit_test 1000 --data_dir "$dir"
+        ;;
+    *) compare "$name" "$technique" "$config" "$@" ;;
+    esac
 }
 
 lies_in() { # DATA/<set>, or DATA itself

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Table 1: BNTT, one BN for all time-steps, and no normalisation, on CIFAR-10 (VGG9), CIFAR-100 and Tiny-ImageNet (VGG11).
+# Table 1: BNTT, one BN for all time-steps, and no normalisation, on CIFAR-10 (VGG9), CIFAR-100 and Tiny-ImageNet (VGG11);
+# on CIFAR-10 the net without spikes, its conversion, and hybrid training, each of which starts from the one before.
 #
 #   bash scripts/table1.sh --rows cifar10_bntt
 #   DATA=data/cifar10-jpeg bash scripts/table1.sh --budget mini --rows cifar10_bntt cifar10_bn cifar10_none
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/rows.sh
-rows="cifar10_bntt cifar10_bn cifar10_none cifar100_bntt cifar100_bn cifar100_none"
+rows="cifar10_bntt cifar10_bn cifar10_none cifar10_ann cifar10_conversion cifar10_hybrid cifar100_bntt cifar100_bn cifar100_none"
 rows+=" tiny_imagenet_bntt tiny_imagenet_bn tiny_imagenet_none"
 
 recipe() {

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/rows.sh
-rows="bntt"
+rows="bntt ln"
 
 recipe() { cifar cifar10 "$1"; }
 train_rows "$@"

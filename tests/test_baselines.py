@@ -1,6 +1,7 @@
 """baselines.py, and a net that is no chain: what the parts of model.py must allow without being touched."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from test_fused import assert_alive, assert_equal, make_net, run, tiny_archs  # noqa: F401 (a fixture)
 
 import fused
-from baselines import PLIF, TdBN
+from baselines import ANN, IF, PLIF, TEBN, LayerNorm, LearntLIF, TdBN, dropout
 from encoders import DirectEncoder
 from model import BNTT, LIF, SpikingNet, SpikingVGG, SurrogateSpike, each_step
 from utill import SpikeMeter
@@ -77,6 +78,178 @@ def test_statistics_over_time_cannot_be_cut_into_blocks():
         fused.attach(tdbn_net(), save_memory=2)
 
 
+# ---- TEBN ------------------------------------------------------------------------------------
+
+
+def drawn_tebn(spatial, T=5):
+    norm = TEBN(T, 6, spatial).double()
+    for parameter in norm.parameters():
+        nn.init.uniform_(parameter, 0.3, 1.5)
+    return norm
+
+
+@pytest.mark.parametrize("spatial", [True, False])
+def test_tebn_is_one_batch_norm_over_batch_and_time_times_a_number_for_each_step(spatial):
+    torch.manual_seed(0)
+    norm = drawn_tebn(spatial)
+    x = torch.randn((5, 4, 6, 3, 3) if spatial else (5, 4, 6), **DOUBLE) * 2 + 1
+    dims = (0, 1, 3, 4) if spatial else (0, 1)
+    mean, var = x.mean(dims), x.var(dims, unbiased=False)
+    expected = []
+    for step, p in zip(x, norm.scale.flatten(), strict=True):
+        step = step.movedim(1, -1)
+        y = p * (norm.shared.weight * (step - mean) / (var + 1e-4).sqrt() + norm.shared.bias)
+        expected.append(y.movedim(-1, 1))
+    torch.testing.assert_close(norm(x), torch.stack(expected), rtol=0, atol=1e-12)
+
+
+def test_tebn_says_what_it_does_in_eval_mode():
+    torch.manual_seed(0)
+    norm, x = drawn_tebn(True), torch.randn(5, 4, 6, 3, 3, **DOUBLE)
+    norm(x)
+    norm.eval()
+    a, b = (v[:, None, :, None, None] for v in norm.affine(5))
+    torch.testing.assert_close(norm(x), a * x + b, rtol=0, atol=1e-12)
+    torch.testing.assert_close(norm(x[2:4], 2), (a * x + b)[2:4], rtol=0, atol=1e-12)
+
+
+def tebn_net(**options):
+    net = make_net(norm=TEBN, T=6, **options)
+    for layer in net.layers():
+        nn.init.uniform_(layer.norm.shared.bias, -0.2, 0.4)
+        nn.init.uniform_(layer.norm.scale, 0.6, 1.4)
+    return net
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("spike_order", LIF.ORDERS)
+def test_tebn_runs_fused_as_plain(spike_order, training):
+    net = tebn_net(spike_order=spike_order).train(training)
+    images, labels = torch.randn(3, 3, 8, 8, **DOUBLE) * 2, torch.arange(3)
+    plain = run(net, images, labels)
+    other = fused.attach(tebn_net(spike_order=spike_order).train(training))
+    assert_alive(net, plain) if training else None
+    assert plain[1]["bntt1.scale"].abs().max() > 0
+    assert_equal(plain, run(other, images, labels))
+
+
+# ---- Layer norm ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spatial", [True, False])
+def test_layer_norm_normalises_each_image_and_step_over_the_layer(spatial):
+    torch.manual_seed(0)
+    norm = LayerNorm(5, 6, spatial).double()
+    nn.init.uniform_(norm.weight, 0.3, 1.5), nn.init.uniform_(norm.bias, -1, 1)
+    x = torch.randn((5, 4, 6, 3, 3) if spatial else (5, 4, 6), **DOUBLE) * 2 + 1
+    y = norm(x)
+    for t in range(5):
+        for b in range(4):
+            one = x[t, b]
+            deviation = ((one - one.mean()).square().mean() + 1e-4).sqrt()
+            shape = (6, 1, 1) if spatial else (6,)
+            expected = norm.weight.view(shape) * (one - one.mean()) / deviation + norm.bias.view(shape)
+            torch.testing.assert_close(y[t, b], expected, rtol=0, atol=1e-12)
+
+
+def test_the_engine_declines_layer_norm_in_one_sentence():
+    assert fused.why_not(make_net(norm=LayerNorm)) == "the fused engine does not know the normalisation LayerNorm"
+
+
+# ---- IF --------------------------------------------------------------------------------------
+
+
+def test_if_is_a_sum_of_currents_less_the_threshold_of_each_spike():
+    torch.manual_seed(0)
+    currents, neuron, u, expected = torch.randn(9, 5, **DOUBLE), IF(threshold=0.7), torch.zeros(5, **DOUBLE), []
+    for current in currents:
+        u = u + current
+        expected.append((u > 0.7).double())
+        u = u - 0.7 * expected[-1]
+    spikes, membrane = neuron(currents)
+    assert 0 < spikes.sum() < spikes.numel()
+    assert torch.equal(spikes, torch.stack(expected))
+    torch.testing.assert_close(membrane, u, rtol=0, atol=1e-12)
+
+
+def test_if_has_no_leak():
+    with pytest.raises(ValueError, match=r"must be 1, as it has no leak, got 0.95: pass --leak_mem 1$"):
+        IF(0.95)
+
+
+def if_net(**options):
+    """Of IF neurons, each layer with a threshold of its own."""
+    net = make_net(neuron=IF, leak_mem=1.0, norm="none", T=6, **options)
+    for threshold, layer in enumerate(net.layers(), start=1):
+        layer.lif.threshold = threshold / 4
+        layer.synapse.weight.data *= threshold
+    return net
+
+
+def test_thresholds_of_if_neurons_are_saved_with_the_weights():
+    net, other = if_net(), make_net(neuron=IF, leak_mem=1.0, norm="none", T=6)
+    other.load_state_dict(net.state_dict())
+    assert [layer.lif.threshold for layer in other.layers()] == [k / 4 for k in range(1, len(net.layers()) + 1)]
+
+
+@pytest.mark.parametrize("kind", [IF, LearntLIF])
+def test_a_saved_threshold_that_is_not_positive_is_refused(kind):
+    neuron = kind(1.0 if kind is IF else 0.9)
+    with pytest.raises(ValueError, match="a threshold must be a positive number, got 0.0"):
+        neuron.set_extra_state(torch.tensor(0.0))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_if_runs_fused_as_plain_with_a_threshold_for_each_layer(training):
+    net = if_net().train(training)
+    images, labels = torch.randn(3, 3, 8, 8, **DOUBLE) * 2, torch.arange(3)
+    plain = run(net, images, labels)
+    assert_alive(net, plain)
+    assert_equal(plain, run(fused.attach(copy.deepcopy(net)), images, labels))
+
+
+# ---- The net without spikes --------------------------------------------------------------------
+
+
+def test_an_ann_is_convolutions_relu_and_average_pools(tiny_archs):  # noqa: F811
+    torch.manual_seed(0)
+    net = ANN("tiny", 8, 5).double().eval()
+    images = torch.randn(3, 3, 8, 8, **DOUBLE)
+    x = images
+    for layer in net.layers():
+        x = x.flatten(1) if isinstance(layer.synapse, nn.Linear) else x
+        x = layer.pool(layer.synapse(x).clamp(min=0))
+    expected = x.flatten(1) @ net.readout.weight.t()
+    torch.testing.assert_close(net.voltages(images), expected[None], rtol=0, atol=1e-12)
+    torch.testing.assert_close(net(images), expected, rtol=0, atol=1e-12)
+    assert net.gammas() == {}
+
+
+def test_dropout_leaves_out_its_share_and_keeps_the_mean():
+    torch.manual_seed(0)
+    x = torch.full((1000, 1001), 3.0, requires_grad=True)
+    y = dropout(x, 0.2)
+    y.sum().backward()
+    kept = y != 0
+    assert abs(float((~kept).float().mean()) - 0.2) < 0.002  # 4.9 standard deviations
+    torch.testing.assert_close(y[kept], torch.full((int(kept.sum()),), 3 / 0.8), rtol=1e-4, atol=0)
+    assert torch.equal(x.grad == 0, ~kept)
+    assert kept.float().corrcoef()[:100, :100].triu(1).abs().max() < 0.2  # rows are independent
+
+
+def test_an_ann_drops_neurons_where_no_pool_follows_and_in_training_alone(tiny_archs):  # noqa: F811
+    torch.manual_seed(0)
+    net, seen = ANN("tiny", 8, 5, dropout=0.5).double(), {}
+    for layer in net.layers():
+        layer.lif.register_forward_hook(lambda m, i, o, name=layer.name: seen.update({name: (i[0].clamp(min=0), o[0])}))
+    for training in (True, False):
+        net.train(training)(torch.randn(3, 3, 8, 8, **DOUBLE))
+        dropped = {name for name, (rectified, given) in seen.items() if not torch.equal(rectified, given)}
+        without = {layer.name for layer in net.layers() if isinstance(layer.pool, nn.Identity)}
+        assert dropped == (without if training else set())
+        assert 0 < len(without) < len(net.layers())
+
+
 # ---- PLIF ------------------------------------------------------------------------------------
 
 
@@ -111,8 +284,39 @@ def test_plif_starts_as_lif_and_learns_a_leak_of_its_own_in_each_layer():
 
 @pytest.mark.parametrize("leak", [0.0, 1.0])
 def test_a_leak_that_no_sigmoid_gives_is_refused(leak):
-    with pytest.raises(ValueError, match=r"leak_mem of plif must be in \(0, 1\)"):
+    with pytest.raises(ValueError, match=r"leak_mem of a neuron that learns it must be in \(0, 1\)"):
         SpikingVGG("vgg9", 2, leak, img_size=8, neuron=PLIF)
+
+
+def test_the_gradients_of_a_learnt_leak_and_threshold_are_those_of_a_loop():
+    torch.manual_seed(0)
+    neuron, currents = LearntLIF(0.8, 0.6).double(), torch.rand(7, 5, 4, **DOUBLE)
+    nn.init.constant_(neuron.v, 0.1)
+    weights = torch.rand(7, 5, 4, **DOUBLE)
+    spikes, _ = neuron(currents)
+    (spikes * weights).sum().backward()
+
+    # by hand: du and dtheta of every step, the surrogate of eq. 8, no gradient of the spike in the reset
+    w, theta = neuron.w.item(), 0.6 * math.exp(0.1)
+    leak, u, grad = 1 / (1 + math.exp(-w)), torch.zeros(5, 4, **DOUBLE), [0.0, 0.0]
+    tangents = [torch.zeros(5, 4, **DOUBLE), torch.zeros(5, 4, **DOUBLE)]  # of u by leak, by theta
+    for current, weight in zip(currents, weights, strict=True):
+        tangents = [leak * tangents[0] + u, leak * tangents[1]]
+        u = leak * u + current
+        spike, slope = (u > theta).double(), 0.3 * (1 - (u / theta - 1).abs()).clamp(min=0)
+        grad[0] += float((weight * slope * tangents[0] / theta).sum())
+        grad[1] += float((weight * slope * (tangents[1] / theta - u / theta**2)).sum())
+        u, tangents = u - theta * spike, [tangents[0], tangents[1] - spike]
+    assert 0 < spikes.sum() < spikes.numel()
+    assert min(map(abs, grad)) > 1e-2
+    assert neuron.w.grad.item() == pytest.approx(grad[0] * leak * (1 - leak), rel=0, abs=1e-12)
+    assert neuron.v.grad.item() == pytest.approx(grad[1] * theta, rel=0, abs=1e-12)
+
+
+def test_a_learnt_leak_and_threshold_start_as_they_are_given():
+    neuron = LearntLIF(0.8, 0.6).double()
+    assert (neuron.leak.item(), neuron.threshold.item()) == pytest.approx((0.8, 0.6), abs=1e-7)
+    assert fused.why_not(make_net(neuron=LearntLIF)) == "the fused engine does not know the neuron LearntLIF"
 
 
 def test_the_engine_declines_plif_in_one_sentence():

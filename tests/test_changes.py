@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 import encoders
 import fused
 import model
-from baselines import PLIF, TdBN
+from baselines import IF, PLIF, TEBN, LearntLIF, TdBN
 from model import ARCHS, BNTT, LIF, SpikingVGG, SurrogateSpike
 
 PAGE = Path(__file__).parent.parent / "docs" / "changes.md"
@@ -122,6 +122,16 @@ def _(net, patch):
     each_neuron(net, lambda lif: HardReset(lif.leak))
 
 
+@change("neuron", "IF, from baselines.py")
+def _(net, patch):
+    each_neuron(net, lambda lif: IF())
+
+
+@change("neuron", "leak and threshold that are learnt, from baselines.py")
+def _(net, patch):
+    each_neuron(net, lambda lif: LearntLIF(lif.leak))
+
+
 @change("neuron", "PLIF, from baselines.py")
 def _(net, patch):
     each_neuron(net, lambda lif: PLIF(lif.leak))
@@ -193,6 +203,11 @@ class Norm(nn.Module):
 @change("norm", "tdBN, from baselines.py")
 def _(net, patch):
     replace(net, "bntt1", TdBN(4, 8, True), load=False)
+
+
+@change("norm", "TEBN, from baselines.py")
+def _(net, patch):
+    replace(net, "bntt1", TEBN(4, 8, True), load=False)
 
 
 @change("norm", "BNTT with a `forward` that doubles")

@@ -104,7 +104,7 @@ def test_what_a_state_dict_does_not_say_is_printed_as_taken(whole, tmp_path):
     assert out[0].endswith(said)
 
 
-@pytest.mark.parametrize("norm", ["bn", "none", "tdbn"])
+@pytest.mark.parametrize("norm", ["bn", "none", "tdbn", "ln"])
 def test_the_norm_of_a_state_dict_is_read_off_its_names_and_its_time_steps_must_be_said(tmp_path, norm):
     net = SpikingVGG("fc3", 3, 0.9, 8, norm=nets.NORMS[norm](argparse.Namespace(threshold=1.0)), in_channels=1)
     torch.save(net.state_dict(), tmp_path / "c.pth")
@@ -113,6 +113,25 @@ def test_the_norm_of_a_state_dict_is_read_off_its_names_and_its_time_steps_must_
         test_script.parse_args([str(tmp_path / "c.pth"), *flags.split()])
     args = test_script.parse_args([str(tmp_path / "c.pth"), *flags.split(), "--num_steps", "4"])[0]
     assert (args.norm, args.num_steps) == (norm, 4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        (dict(norm="tebn"), ("tebn", 3, "lif")),
+        (dict(norm="tdbn"), ("tdbn", 4, "lif")),
+        (dict(norm="ln"), ("ln", 4, "lif")),
+        (dict(norm="none", neuron="if", leak=1.0), ("none", 4, "if")),
+        (dict(neuron="plif"), ("bntt", 3, "plif")),
+        (dict(neuron="learnt_lif"), ("bntt", 3, "learnt_lif")),
+    ],
+)
+def test_norm_and_neuron_of_a_vgg9_are_read_off_the_names_of_its_weights(tmp_path, flags, found):
+    torch.save(old_net(arch="vgg9", **flags), tmp_path / "c.pth")
+    said = f"--arch vgg9 --dataset digits --leak_mem {flags.get('leak', 0.9)} --img_size 8 --device cpu"
+    said += " --num_steps 4" if found[1] == 4 else ""
+    args = test_script.parse_args([str(tmp_path / "c.pth"), *said.split()])[0]
+    assert (args.norm, args.num_steps, args.neuron) == found
 
 
 def test_two_tensors_of_one_name_but_for_a_prefix_are_refused(whole, tmp_path):
@@ -229,12 +248,12 @@ def start(tmp_path, checkpoint, flags="", main_flags=FC3):
     ], seen
 
 
-def old_net(T=3, norm="bntt", num_cls=10, encoding="poisson", size=8, neuron="lif", arch="fc3", channels=1):
+def old_net(T=3, norm="bntt", num_cls=10, encoding="poisson", size=8, neuron="lif", arch="fc3", channels=1, leak=0.9):
     """A net as by training: no two of its tensors are alike."""
     torch.manual_seed(9)
     factory = nets.NORMS[norm](argparse.Namespace(threshold=1.0))
     parts = dict(norm=factory, encoding=encoding, neuron=nets.NEURONS[neuron])
-    net = SpikingVGG(arch, T, 0.9, size, num_cls, in_channels=channels, **parts)
+    net = SpikingVGG(arch, T, leak, size, num_cls, in_channels=channels, **parts)
     return {k: torch.rand_like(x) if x.is_floating_point() else x for k, x in net.state_dict().items()}
 
 
@@ -259,6 +278,15 @@ def test_a_norm_of_another_t_has_at_each_step_the_old_one_of_that_step_or_the_la
     for t in range(3):
         for field in ("weight", "running_mean", "running_var"):
             assert torch.equal(net[f"bntt_fc2.{t}.{field}"], old[f"bntt_fc2.{min(t, T - 1)}.{field}"])
+
+
+@pytest.mark.parametrize("T", [2, 5])
+def test_a_tebn_of_another_t_has_at_each_step_the_old_scale_of_that_step_or_the_last(tmp_path, T):
+    old = old_net(T, norm="tebn")
+    lines, net = start(tmp_path, old, "--norm tebn")
+    assert lines == [f"weights from /from.pth: {ALL}, a norm's time-step t from the old step t, at most {T}"]
+    for t in range(3):
+        assert torch.equal(net["bntt_fc2.scale"][t], old["bntt_fc2.scale"][min(t, T - 1)])
 
 
 @pytest.mark.parametrize("norm", ["bn", "tdbn"])

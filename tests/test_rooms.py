@@ -28,7 +28,7 @@ ROOMS = {
     "pages": "records energy utill",
     "figures": "pages records runs utill",
 }
-ENTRY_POINTS = ("train", "test", "early_exit", "analysis")
+ENTRY_POINTS = ("train", "test", "early_exit", "analysis", "convert")
 MAY = {room: set(below.split()) for room, below in ROOMS.items()} | dict.fromkeys(ENTRY_POINTS, set(ROOMS))
 TORCH_ALONE = dict.fromkeys(("encoders", "model", "baselines"), {"torch"})
 LIBRARIES = TORCH_ALONE | {"utill": {"torch", "numpy"}, "fused": {"torch", "triton"}}

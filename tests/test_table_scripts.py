@@ -11,14 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from conftest import ROOT, Outcome
-from make_tables import FREE, flags_of
+from make_tables import flags_of, plain
 from PIL import Image
 from test_datasets import write_idx
 from test_events import nmnist_bytes, noise, written
 
 SCRIPTS = ("table1", "table2", "table3", "table4", "table5", "digits")
 BUDGETS = ("full", "mini")
-SAME_ROW = ("run_dir", "data_dir", "seed", "resume", "save_every")  # may differ within one row of the paper
+# May differ within one row of the paper.
+SAME_ROW = ("run_dir", "out", "data_dir", "seed", "resume", "overwrite", "save_every", "checkpoint", "init_from")
 PAPER = list(csv.DictReader((ROOT / "results" / "paper.csv").read_text(encoding="utf-8").splitlines()))
 
 # In place of the environment's python: it notes its arguments, and runs train.py on what is tiny.
@@ -31,6 +32,8 @@ if not tiny:
     sys.exit()
 if argv[0] == "train.py":
     argv += tiny
+if argv[0] == "convert.py":
+    argv += "--num_steps 6 --steps 6 --calibration_images 4 --limit_test 4 --device cpu".split()
 if argv[0] == "train.py" and "STOP" in os.environ:  # in the second step
     sys.path.insert(0, "")
     import signal, train
@@ -100,9 +103,10 @@ def rows(tmp_path_factory):
             assert last[0] == "scripts/make_tables.py"
             for argv in trained:
                 flags = flags_of(" ".join(argv), script)
+                flags["run_dir"] = flags.get("run_dir") or flags.pop("out")
                 name, seed = flags["run_dir"].split("/")[-2:]
                 assert (seed, flags["seed"]) == ("seed3", 3)
-                found.append(Row(script, budget, name, "python " + FREE.sub("", " ".join(argv)), flags))
+                found.append(Row(script, budget, name, plain(" ".join(argv)), flags))
     return found
 
 
@@ -123,15 +127,17 @@ def image_tree(root, classes=10, suffix="jpg", size=32):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_row_that_is_named_trains_its_technique(rows, place, script):
     technique = {("bntt", "lif"): "bntt", ("bn", "lif"): "bn", ("none", "lif"): "none", ("tdbn", "lif"): "tdbn"}
-    technique |= {("bn", "plif"): "plif_bn"}
+    technique |= {("bn", "plif"): "plif_bn", ("tebn", "lif"): "tebn", ("ln", "lif"): "ln", (None, None): "conversion"}
+    technique |= {("none", "learnt_lif"): "hybrid"}
     named = place.run(script, "--help").out
     named = next(line for line in named if "--rows ROW" in line).split("of: ")[1].split()
     for budget in BUDGETS:
         flags = [row.flags for row in rows if (row.script, row.budget) == (script, budget)]
         assert len(flags) == len(named)
         for name, row in zip(named, flags, strict=True):
-            assert name.endswith(technique[row["norm"], row["neuron"]])
-            assert name.startswith((row["dataset"], technique[row["norm"], row["neuron"]]))
+            told = technique[row.get("norm"), row.get("neuron")] if row.get("arch") != "vgg9_ann" else "ann"
+            assert name.endswith(told)
+            assert name.startswith((row.get("dataset", "cifar10"), told))
 
 
 @pytest.mark.parametrize("paper", [row for row in PAPER if row["runs"]], ids=lambda row: row["runs"])
@@ -160,15 +166,15 @@ def test_the_kept_runs_are_what_the_scripts_would_train(rows):
     assert len(kept) == 8
     for name in kept:
         environment = json.loads((ROOT / "results" / name / "seed0" / "environment.json").read_text())
-        assert commands[name] == "python " + FREE.sub("", environment["command"])
+        assert commands[name] == plain(environment["command"])
 
 
 def test_the_mini_rows_of_cifar_are_one_protocol(rows):
-    rows = [row.flags for row in rows if row.budget == "mini" and row.flags["dataset"].startswith("cifar")]
+    rows = [row.flags for row in rows if row.budget == "mini" and row.flags.get("dataset", "").startswith("cifar")]
     for flags in rows:
         told = [flags[k] for k in ("encoding", "num_steps", "num_epochs", "limit_train", "limit_test", "augment")]
-        assert told == ["direct", 4, 10, 10_000, None, True]
-    assert len(rows) == 6 + 8 + 1
+        assert told == ["direct", 1 if flags["arch"] == "vgg9_ann" else 4, 10, 10_000, None, True]
+    assert len(rows) == 8 + 10 + 2
 
 
 # ---- Mistakes --------------------------------------------------------------------------------------
@@ -238,7 +244,7 @@ def test_an_archive_is_unpacked_once(place, inside):
     image_tree(place.folder / "images" / inside)
     shutil.make_archive(place.folder / "data", "xztar", place.folder / "images")
     for _ in range(2):
-        assert place.run("table5", data="data.tar.xz", tiny="").code == 0
+        assert place.run("table5", "--rows", "bntt", data="data.tar.xz", tiny="").code == 0
     trained = [flags_of(" ".join(argv), "table5") for argv in place.commands() if argv[0] == "train.py"]
     assert [flags["data_dir"] for flags in trained] == [str(place.folder / "data")] * 2
     assert len(list((place.folder / "data").glob("train/*/*.jpg"))) == 20
@@ -282,9 +288,35 @@ def test_a_script_that_is_stopped_goes_on_and_a_finished_one_does_nothing(place)
 
     before, commands = place.files(), len(place.commands())
     assert place.run("table1", *flags).code == 0
-    assert place.run("table5", "--budget", "mini").code == 0  # its row of BNTT is this one
+    assert place.run("table5", "--budget", "mini", "--rows", "bntt").code == 0  # its row of BNTT is this one
     assert place.files() == before
     assert [argv[0] for argv in place.commands()[commands:]] == ["scripts/make_tables.py"] * 2
+
+
+@pytest.mark.slow
+def test_table1_converts_its_ann_and_goes_on_from_there(place):
+    image_tree(place.folder / "data")
+    flags = "--budget", "mini", "--rows", "cifar10_ann", "cifar10_conversion", "cifar10_hybrid"
+    outcome = place.run("table1", *flags)
+    assert outcome.code == 0, outcome.err
+    for name, neuron in (("ann", "lif"), ("conversion", "if"), ("hybrid", "learnt_lif")):
+        config = (place.results / f"cifar10jpeg_mini_vgg9_{name}" / "seed0" / "config.yaml").read_text()
+        assert f"\nneuron: {neuron}\n" in config
+    assert any("weights from" in line and "lif_conv1.threshold" in line for line in outcome.out)
+    page = (place.results / "README.md").read_text()
+    assert "| imagefolder, vgg9_ann, none | 1 |" in page
+    assert "| imagefolder, vgg9, none, if | 6 |" in page
+    assert "\n    python convert.py results/cifar10jpeg_mini_vgg9_ann/seed0/best.pth.tar " in page
+    before = place.files()
+    assert place.run("table1", *flags).code == 0
+    assert place.files() == before
+
+
+def test_a_conversion_without_its_ann_is_one_sentence(place):
+    image_tree(place.folder / "data")
+    outcome = place.run("table1", "--budget", "mini", "--rows", "cifar10_conversion")
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert "cifar10jpeg_mini_vgg9_ann/seed0/best.pth.tar: No such file" in outcome.err[0]
 
 
 @pytest.mark.slow

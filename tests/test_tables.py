@@ -91,8 +91,11 @@ def test_the_commands_of_the_paper_s_rows_are_theirs():
     for row in PAPER_ROWS:
         assert bool(row["runs"]) == bool(row["command"])
         if row["command"]:
-            flags = make_tables.flags_of(row["command"], row["row"])
-            assert (str(flags["num_steps"]), flags["norm"]) == (row["T"], "bntt" if "BNTT" in row["row"] else "none")
+            flags = {"norm": "none", "dataset": "cifar10"} | make_tables.flags_of(row["command"], row["row"])
+            norm = [name for word, name in (("BNTT", "bntt"), ("LayerNorm", "ln"), ("", "none")) if word in row["row"]][
+                0
+            ]
+            assert (str(flags["num_steps"]), flags["norm"]) == (row["T"] or "25", norm)
             assert (
                 row["row"]
                 .lower()
