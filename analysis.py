@@ -160,7 +160,7 @@ def measure(args, checkpoint):
     return {
         "version": figures.VERSION,
         "name": Path(args.checkpoint).resolve().parent.name,
-        "label": args.norm + ("" if args.neuron == "lif" else f", {args.neuron}"),
+        "label": label_of(args),
         "config": {key: value for key, value in vars(args).items() if key in settings or key == "arch"},
         "environment": {key: here[key] for key in ("device", "threads", "python", "torch", "git")},
         "data": {"dataset": args.dataset, "count": evaluation.count, "classes": classes},
@@ -186,6 +186,13 @@ def measure(args, checkpoint):
         "energy": energy(meter),
         **robustness(net, args, known, device),
     }
+
+
+def label_of(args):
+    """What tells a net from others in a figure."""
+    if args.arch in nets.ANNS:
+        return "ann"
+    return args.norm + ("" if args.neuron == "lif" else f", {args.neuron}")
 
 
 def chosen_norm(normed, name, T):

@@ -384,7 +384,7 @@ def grid(results):
 
 
 FIGURES = {
-    "1": Row(figure1, "Spikes of each layer against time-steps, mean of all images", grid, (), True),
+    "1": Row(figure1, "Spikes of each layer against time-steps, mean of all images", grid, ("spikes",), True),
     "2": Row(figure2, "Surrogate derivative as it is in use", one, ("surrogate",)),
     "3": Row(
         figure3, "Input of a norm, its statistics and the stored ones",
@@ -394,7 +394,7 @@ FIGURES = {
         figure4, "Mean and largest gamma of each layer, and the early exit",
         lambda results: Layout(2, len(results), 1.9, "col", "row"), ("gamma",),
     ),
-    "5": Row(figure5, "Spike rate of each layer", one, (), True),
+    "5": Row(figure5, "Spike rate of each layer", one, ("spikes",), True),
     "6": Row(
         figure6, "Gammas of the channels at several time-steps",
         lambda results: Layout(len(results), max(len(three_of(r["gamma"])) for r in results), 2.0), ("gamma",),
@@ -423,6 +423,7 @@ FIGURES = {
 }  # fmt: skip
 WANTS = {
     "gamma": "a gamma of each time-step", "exit": "a gamma of each time-step", "norm_input": "the input of a norm",
+    "spikes": "neurons that spike",
     "surrogate": "a surrogate derivative", "noise": "accuracies under noise", "attack": "accuracies under attack",
 }  # fmt: skip
 

@@ -93,6 +93,18 @@ def test_a_net_without_gammas_has_no_figure_of_them(tmp_path, norm):
     assert (refused.code, len(refused.err)) == (2, 1)
 
 
+def test_a_net_without_spikes_is_attacked_and_costs_multiplications(tmp_path):
+    sizes = "--dataset synthetic --limit_train 32 --limit_test 20 --num_epochs 1 --arch vgg9_ann --img_size 8"
+    sizes += " --batch_size 16 --num_workers 0 --device cpu"
+    assert call(train.main, sizes, "--run_dir", tmp_path / "run").code == 0
+    outcome = call(analysis.main, tmp_path / "run" / "last.pth.tar", "--fgsm 8 --html --out", tmp_path)
+    assert outcome.code == 0, outcome.err
+    found = json.loads((tmp_path / "run" / "analysis.json").read_text())
+    assert (found["label"], found["spikes"], found["attack"][0]["kind"]) == ("ann", {}, "fgsm")
+    assert found["energy"]["snn_pj"] == pytest.approx(found["energy"]["ann_pj"])
+    assert "figures" in outcome.result
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
