@@ -464,6 +464,8 @@ def caption(number, results):
     """The figure's title, and of what data."""
     data = ((r["data"]["dataset"], r["data"]["count"], r["num_steps"]) for r in results)
     data = [f"{name}, n\xa0=\xa0{count:,} test images, T\xa0=\xa0{T}" for name, count, T in dict.fromkeys(data)]
+    if attacked := sorted({row["count"] for r in results for row in r["attack"] or []} if number == "8" else ()):
+        data[-1] += f", attacks on {' and '.join(f'{count:,}' for count in attacked)} of them"
     return f"{f'Figure {number}: ' if number.isdecimal() else ''}{FIGURES[number].title}. {'; '.join(data)}."
 
 

@@ -356,6 +356,13 @@ def test_figure_8_shows_noise_and_attacks():
     assert list(data_of(attack)["chance"]) == [10, 10]
 
 
+def test_below_figure_8_stands_how_many_images_were_attacked():
+    r = analysis()
+    for row in r["attack"]:
+        row["count"] = 1234
+    assert "attacks on 1,234 of them" in figures.caption("8", [r])
+
+
 @pytest.mark.parametrize("key", ["noise", "attack"])
 def test_figure_8_has_one_panel_if_only_one_was_measured(key):
     r = analysis() | {"noise": None, "attack": None, key: analysis()[key]}
