@@ -149,7 +149,7 @@ def measure(args, checkpoint):
     held_loader = data.held_out(args, settings, **known)
     net = nets.load_net(args, checkpoint, loaders.facts, device)
     T, layers, classes = args.num_steps, net.layers(), loaders.facts.classes
-    normed = [layer for layer in layers if layer.norm.batch_norms(T)]
+    normed = [layer for layer in layers if hasattr(layer.norm, "batch_norms") and layer.norm.batch_norms(T)]
     watched = chosen_norm(normed, args.norm_layer, T)
     with utill.SpikeMeter(net, by_image=True) as meter, watched or contextlib.nullcontext():
         evaluation, seen = run_over(net, loaders.test, args, device, meter)

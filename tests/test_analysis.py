@@ -93,6 +93,13 @@ def test_a_net_without_gammas_has_no_figure_of_them(tmp_path, norm):
     assert (refused.code, len(refused.err)) == (2, 1)
 
 
+def test_a_net_with_layer_norm_is_measured(tmp_path):
+    sizes = "--dataset synthetic --limit_train 32 --limit_test 20 --num_epochs 1 --norm ln"
+    assert call(train.main, TINY, sizes, "--run_dir", tmp_path / "run").code == 0
+    assert call(analysis.main, tmp_path / "run" / "last.pth.tar", "--out", tmp_path).code == 0
+    assert json.loads((tmp_path / "run" / "analysis.json").read_text())["norm_input"] is None
+
+
 def test_a_net_without_spikes_is_attacked_and_costs_multiplications(tmp_path):
     sizes = "--dataset synthetic --limit_train 32 --limit_test 20 --num_epochs 1 --arch vgg9_ann --img_size 8"
     sizes += " --batch_size 16 --num_workers 0 --device cpu"
