@@ -173,7 +173,8 @@ def test_the_mini_rows_of_cifar_are_one_protocol(rows):
     rows = [row.flags for row in rows if row.budget == "mini" and row.flags.get("dataset", "").startswith("cifar")]
     for flags in rows:
         told = [flags[k] for k in ("encoding", "num_steps", "num_epochs", "limit_train", "limit_test", "augment")]
-        assert told == ["direct", 1 if flags["arch"] == "vgg9_ann" else 4, 10, 10_000, None, True]
+        steps = 1 if flags["arch"] == "vgg9_ann" else 16 if flags["neuron"] == "learnt_lif" else 4
+        assert told == ["direct", steps, 10, 10_000, None, True]
     assert len(rows) == 8 + 10 + 2
 
 
