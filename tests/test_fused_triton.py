@@ -186,7 +186,8 @@ def check_net(device):
     from fused.triton import TritonPasses
     from model import ARCHS, SpikingVGG
 
-    fused._backend = lambda device_type: TritonPasses(tile=8192, chunk=2)
+    from fused import engine, guard
+    engine.backend = guard.backend = lambda device_type: TritonPasses(tile=8192, chunk=2)
     ARCHS["tiny"] = (8, "A", 16, 16, "G"), (24,)
     late = dict(spike_order="fire_first", norm="bn", encoding="direct")
     for dtype, tolerance, save_memory, options in (
