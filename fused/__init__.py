@@ -18,7 +18,7 @@ import torch
 
 from fused import guard
 from fused.common import Shape, Unsupported
-from fused.engine import FusedVoltages, Run
+from fused.engine import FusedVoltages, Run, sum_over_time
 from fused.graph import GraphedStep
 
 __all__ = ["GraphedStep", "Shape", "Unsupported", "attach", "detach", "why_not"]
@@ -118,7 +118,7 @@ class FusedNet:
             encoded = self.encoder(images, t1 - t0, t0)[:, kept]
             with torch.autocast(run.device.type, enabled=False):
                 spikes = run.forward_block(encoded, t0, t1, weights, membranes, keep=False)[0]
-                voltages = run.output(spikes, readout).cumsum(0) + voltage
+                voltages = sum_over_time(run.output(spikes, readout)) + voltage
             voltage = voltages[-1].clone()  # who gets the voltages may change them
             del encoded, spikes
             if (keep := (yield voltages)) is not None:

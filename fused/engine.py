@@ -32,6 +32,7 @@ The passes are in cpu.py (C++) and triton.py, one for each kind of device.
 """
 
 import functools
+import itertools
 import sys
 from typing import NamedTuple
 
@@ -166,7 +167,9 @@ class Run:
         else:
             dtype = torch.float64 if self.grad_enabled else self.state_dtype
             alike = self.norms[i] and self.norms[i][0] is self.norms[i][-1] and not norm.gamma_per_step
-            found = tuple(v.to(self.device, dtype).expand(steps, -1) for v in norm.affine(1 if alike else steps))
+            with self.device:  # a copy from the CPU could not be captured in a CUDA graph
+                affine = norm.affine(1 if alike else steps)
+            found = tuple(v.to(self.device, dtype).expand(steps, -1) for v in affine)
         if odd := [[*v.shape] for v in found if v is not None and v.shape != (steps, features)]:
             raise ValueError(f"{type(norm).__name__} must describe itself as [{steps}, {features}], not {odd[0]}")
         return found
@@ -370,6 +373,13 @@ class Run:
         return grad
 
 
+def sum_over_time(x):
+    """x[0] + ... + x[t] for every t, along the first dimension."""
+    if torch.are_deterministic_algorithms_enabled():  # PyTorch refuses its cumsum on a GPU then
+        return torch.stack([*itertools.accumulate(x)])
+    return x.cumsum(0)
+
+
 @torch.no_grad()
 def update_running(norms, mean, variance, count):
     """The running statistics of BatchNorms after the statistics [T, C] of `count` numbers each, in order of time.
@@ -427,7 +437,7 @@ class FusedVoltages(torch.autograd.Function):
             ctx.encoded = encoded if len(blocks) > 1 else None
             ctx.shape, ctx.dtype = encoded.shape, encoded.dtype
             ctx.kept, ctx.borders, ctx.scales = kept, borders, scales
-        return torch.cat(currents).cumsum(0)
+        return sum_over_time(torch.cat(currents))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -441,7 +451,7 @@ class FusedVoltages(torch.autograd.Function):
             raise RuntimeError("the fused engine frees what it kept in the backward pass: it can run only once")
         kept, ctx.kept = ctx.kept, None
         run, blocks, parameters = ctx.run, ctx.run.blocks(), ctx.saved_tensors
-        grad = grad.flip(0).cumsum(0).flip(0).to(run.state_dtype)  # of the output's current at each step
+        grad = sum_over_time(grad.flip(0)).flip(0).to(run.state_dtype)  # of the output's current at each step
         results, readout, carries = _Results(run), 0, run.state(len(blocks) > 1)
         seen = torch.empty(ctx.shape, dtype=run.dtype, device=run.device) if ctx.needs_input_grad[1] else None
         for (t0, t1), scales in zip(reversed(blocks), reversed(ctx.scales), strict=True):

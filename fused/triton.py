@@ -13,6 +13,7 @@ can be captured in a CUDA graph (after one warm-up call, which compiles them).
 """
 
 import contextlib
+import inspect
 
 import torch
 import triton
@@ -26,7 +27,14 @@ STAGES = tl.constexpr(3)  # loads of so many time-steps are under way at once
 # ---- Kernels -------------------------------------------------------------------------------------
 
 
-@triton.jit
+def _kernel(function):
+    """A Triton kernel. It is not compiled anew for sizes that 16 divides or that are 1: of those only C and a count,
+    which masks are made of, decide how wide a load can be."""
+    sizes = {"T", "N", "B", "H", "W", "tiles"}
+    return triton.jit(function, do_not_specialize=[n for n in inspect.signature(function).parameters if n in sizes])
+
+
+@_kernel
 def _statistics(x, partial, N, C, ROWS: tl.constexpr, R: tl.constexpr, BC: tl.constexpr):
     """partial[piece, 0 or 1, t, c]: sum of v and of v * v over a piece's rows, v = x[t, n, c] - x[t, 0, c]."""
     piece, t = tl.program_id(0), tl.program_id(2)
@@ -85,7 +93,7 @@ def _step(m, current, LEAK: tl.constexpr, THETA: tl.constexpr, FIRE_FIRST: tl.co
     return u, spikes, m
 
 
-@triton.jit
+@_kernel
 def _lif_forward(
     x, a, b, membrane, spikes, packed, T, B, H, W, C,
     LEAK: tl.constexpr, THETA: tl.constexpr, FIRE_FIRST: tl.constexpr, START: tl.constexpr,
@@ -112,7 +120,7 @@ def _lif_forward(
         tl.store(membrane + inputs, m, mask=inside)
 
 
-@triton.jit
+@_kernel
 def _lif_backward(
     x, a, b, centre, membrane, grad, carry, delta, partial, borders, scratch, T, B, H, W, C, tiles,
     LEAK: tl.constexpr, THETA: tl.constexpr, ALPHA: tl.constexpr, FIRE_FIRST: tl.constexpr, START: tl.constexpr,
@@ -190,7 +198,7 @@ def _lif_backward(
             tl.store(carry + inputs, d, mask=inside)
 
 
-@triton.jit
+@_kernel
 def _affine(delta, x, k1, k2, k3, N, C, R: tl.constexpr, BC: tl.constexpr):
     """delta <- k1 delta + k2 x + k3 on one tile [R, BC] of one time-step."""
     n, t = tl.program_id(0) * R + tl.arange(0, R), tl.program_id(2)
@@ -231,7 +239,7 @@ class TritonPasses:
     def statistics(self, x, shape):
         """Mean and (biased) variance of x [T, B, H, W, C] over n: two float64 tensors [T, C]."""
         T, N, C = sizes = shape.T, shape.N, shape.C
-        R, BC = self.blocks(shape)
+        R, BC = self.blocks(shape, x.dtype)
         pieces = triton.cdiv(N, self.rows)
         partial = torch.empty(pieces, 2, T, C, dtype=_wide(x), device=x.device)
         _launch(_statistics, (pieces, triton.cdiv(C, BC), T), x, partial, N, C, ROWS=self.rows, R=R, BC=BC)
@@ -244,7 +252,7 @@ class TritonPasses:
         a, b: [T, C]. membrane: None, or [N, C], read if `start` and left as it is after the last step.
         """
         spikes = torch.empty(shape.pooled, dtype=x.dtype, device=x.device)
-        tiles, tiling = self.tiling(shape)
+        tiles, tiling = self.tiling(shape, x.dtype)
         grid = tiles, triton.cdiv(shape.C, tiling["BC"])
         _launch(_lif_forward, grid, x, a, b, membrane, spikes, packed, *shape.full, **_neuron(shape, start), **tiling)
         return spikes
@@ -256,7 +264,7 @@ class TritonPasses:
         carry: None, or [N, C], d of the step after the last, read if `start` and left as that of the first.
         """
         T, B, H, W, C = shape.full
-        tiles, tiling = self.tiling(shape)
+        tiles, tiling = self.tiling(shape, x.dtype)
         blocks, size = triton.cdiv(C, tiling["BC"]), tiling["P"] * tiling["Q"] * tiling["BC"]
         grid = min(tiles, max(1, (self.programs or 2 * _multiprocessors(x.device)) // blocks)), blocks
         wide = dict(dtype=_wide(x), device=x.device)
@@ -275,7 +283,7 @@ class TritonPasses:
 
     def affine(self, delta, x, shape, k1, k2, k3):
         """delta <- k1 delta + k2 x + k3 in place, coefficients [T, C]."""
-        R, BC = self.blocks(shape)
+        R, BC = self.blocks(shape, x.dtype)
         grid = triton.cdiv(shape.N, R), triton.cdiv(shape.C, BC), shape.T
         _launch(_affine, grid, delta, x, k1, k2, k3, shape.N, shape.C, R=R, BC=BC)
         return delta
@@ -287,18 +295,18 @@ class TritonPasses:
         _launch(_unpack, (triton.cdiv(count, self.tile),), packed, spikes, count, SHARE=share, ACC=acc, BLOCK=self.tile)
         return spikes
 
-    def blocks(self, shape, pixels=1):
-        """(R, BC): how many windows of so many pixels, and how many channels, make a tile."""
+    def blocks(self, shape, dtype, pixels=1):
+        """(R, BC): how many windows of so many pixels, and how many channels, make a tile of numbers of `dtype`."""
         if shape.N * shape.C >= 2**31:
             raise ValueError(f"a layer of {shape.N * shape.C:,} neurons is too large for one batch: use a smaller one")
-        most = max(8, self.tile // pixels)
-        BC = min(self.channels, most, triton.next_power_of_2(shape.C))
-        return max(1, self.tile // (pixels * BC)), BC
+        tile = self.tile // 2 if dtype == torch.float64 else self.tile  # its registers are twice as many
+        BC = min(self.channels, max(8, tile // pixels), triton.next_power_of_2(shape.C))
+        return max(1, tile // (pixels * BC)), BC
 
-    def tiling(self, shape):
+    def tiling(self, shape, dtype):
         """Number of tiles for each block of channels, and the constants of a tile as keywords."""
         Q = triton.next_power_of_2(shape.pool**2)
-        P, BC = self.blocks(shape, Q)
+        P, BC = self.blocks(shape, dtype, Q)
         windows = shape.B * triton.cdiv(shape.H, shape.pool) * triton.cdiv(shape.W, shape.pool)
         return triton.cdiv(windows, P), dict(POOL=shape.pool, P=P, Q=Q, BC=BC)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import fused
 import model
 from fused import cpu as fused_cpu
+from fused import engine
 from model import ARCHS, SNN_VGG9_BNTT, SpikingVGG
 from utill import SpikeMeter
 
@@ -186,6 +187,28 @@ def test_an_output_layer_cut_into_pieces_equals_the_plain_loop(monkeypatch):
 def test_a_thousand_steps():
     net = make_net("tiny_fc", T=1000, img_size=1)
     compare(net, torch.randn(3, 3, 1, 1, dtype=torch.float64) * 2, alive=True)
+
+
+def test_deterministic_algorithms_need_no_cumsum(monkeypatch):
+    """PyTorch refuses its cumsum on a GPU where algorithms must be deterministic."""
+    net, images = make_net(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    expected = run(copy.deepcopy(net), images, torch.tensor([1, 3]))
+    fused.attach(net)
+    monkeypatch.setattr(torch.Tensor, "cumsum", None)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert_equal(expected, run(net, images, torch.tensor([1, 3])))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_what_a_norm_says_is_made_on_the_net_s_device(monkeypatch):
+    """What is made on the CPU and copied cannot be captured in a CUDA graph."""
+    net, made, affine = make_net(norm="none").to("meta"), [], model.NoNorm.affine
+    monkeypatch.setattr(model.NoNorm, "affine", lambda norm, T: made.append(affine(norm, T)) or made[-1])
+    monkeypatch.setattr(engine, "backend", lambda device_type: None)
+    engine.Run(net, torch.empty(2, 3, 8, 8, device="meta"), 4)
+    assert {v.device.type for pair in made for v in pair} == {"meta"}
 
 
 def test_one_step():
