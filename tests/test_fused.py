@@ -207,6 +207,7 @@ def test_what_a_norm_says_is_made_on_the_net_s_device(monkeypatch):
     net, made, affine = make_net(norm="none").to("meta"), [], model.NoNorm.affine
     monkeypatch.setattr(model.NoNorm, "affine", lambda norm, T: made.append(affine(norm, T)) or made[-1])
     monkeypatch.setattr(engine, "backend", lambda device_type: None)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: False)
     engine.Run(net, torch.empty(2, 3, 8, 8, device="meta"), 4)
     assert {v.device.type for pair in made for v in pair} == {"meta"}
 
