@@ -15,6 +15,8 @@ time-step. Before anything is timed, every contender's logits and gradients are 
 the same weights and seed: in float64 (on a CPU) they must agree, else it is another net; differences in float32,
 where rounding makes a few neurons fire otherwise, are shown as they are.
 
+Who takes part: CONTENDERS in contenders.py.
+
 Memory is the peak resident memory of a fresh process (on a GPU, PyTorch's peak) at two batch sizes; its slope is
 what one more image costs. On a GPU float32 contenders may use TF32. SpikingJelly takes the neuron kernels it finds
 best (its compiled CUDA ones, then Triton's); the variable SJ_LIF_CUDA_IMPLEMENTATION overrides it.
@@ -23,11 +25,9 @@ Writes <out>/<device>_<arch>_T<T>_B<B>.json (with `--scaling` a .png of the same
 JSON object. Exit code 0: done; 1: a contender computes another net; 2: an option is wrong.
 """
 
-import argparse
 import contextlib
 import hashlib
 import importlib.metadata
-import importlib.util
 import itertools
 import json
 import os
@@ -41,188 +41,35 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root
-from arguments import ArgumentParser
-from model import ARCHS, BN_EPS, BN_MOMENTUM, SURROGATE_ALPHA, PoissonGen, SpikingVGG
+from contenders import CONTENDERS, LEAK, NUM_CLS, LeftOut, batch_norms, build, whose
+
+import arguments
+import fused
+from model import ARCHS, BN_MOMENTUM, SpikingVGG
 from utill import UserError, entry_point
 
 ROOT = Path(__file__).resolve().parents[1]
-# whose code; -bf16: under autocast to bfloat16; -graph: the training step replayed as one CUDA graph
-OURS = ("ours-plain", "ours-plain-bf16", "ours-fused", "ours-fused-bf16", "ours-fused-bf16-graph")
-CONTENDERS = ("authors", *OURS, "spikingjelly", "spikingjelly-bf16", "snntorch")
-LEAK, NUM_CLS = 0.95, 10
+WARM = 3  # eager steps before a graph is captured
 SGD = dict(lr=0.01, momentum=0.9, weight_decay=1e-4)
 SAME_NET = 1e-6  # largest difference of logits and gradients in float64, over the largest value
 SYNAPSE_OPS = re.compile(r"convolution|conv2d|linear|matmul|::(b|add|badd)?mm$")  # a profiler's names on a CPU
 SYNAPSE_KERNELS = re.compile(r"conv|gemm|cutlass|xmma|nvjet|[dw]grad|fprop", re.IGNORECASE)  # and on a GPU
 
 
-def whose(contender):
-    return contender.removesuffix("-graph").removesuffix("-bf16")
-
-
-class LeftOut(Exception):
-    """Why a contender does not run, in one sentence."""
-
-
-# ---- The peers' nets: the same parameters in the same order as SpikingVGG ----------------------------------
-
-
-def authors_net(ours, spec):
-    """The authors' class, imported from the model.py that the user named."""
-    module_spec = importlib.util.spec_from_file_location("authors_model", Path(spec["authors"]) / "model.py")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.dont_write_bytecode = True
-    module_spec.loader.exec_module(module)
-    if spec["device"] == "cpu":
-        torch.Tensor.cuda = lambda tensor, *args, **kwargs: tensor
-    builder = getattr(module, f"SNN_{spec['arch'].upper()}_BNTT")
-    net = builder(spec["num_steps"], leak_mem=LEAK, img_size=spec["img_size"], num_cls=NUM_CLS)
-    for norm in batch_norms(net):
-        norm.bias = None  # their later commits say so themselves
-    return net
-
-
-class ScaleGrad(torch.autograd.Function):
-    """Identity whose gradient is scaled: SpikingJelly's triangle has height 1, the paper's 0.3."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return SURROGATE_ALPHA * grad
-
-
-class SpikingJellyNet(nn.Module):
-    """SpikingJelly's layers in multi-step mode, with its own BNTT."""
-
-    def __init__(self, ours, spec):
-        from spikingjelly.activation_based import functional, layer, neuron, surrogate
-
-        super().__init__()
-        self.num_steps, self.forget = spec["num_steps"], functional.reset_net
-        bn = dict(eps=BN_EPS, momentum=BN_MOMENTUM, step_mode="m")
-        pools = {nn.AvgPool2d: lambda: layer.AvgPool2d(2, step_mode="m"), nn.Identity: nn.Identity}
-        pools[nn.AdaptiveAvgPool2d] = lambda: layer.AdaptiveAvgPool2d(1, step_mode="m")
-        self.blocks = nn.ModuleList()
-        for part in ours.layers():
-            features, inputs = part.synapse.weight.shape[:2]
-            synapse, norm = layer.Linear(inputs, features, bias=False, step_mode="m"), layer.BatchNormThroughTime1d
-            if isinstance(part.synapse, nn.Conv2d):
-                synapse = layer.Conv2d(inputs, features, 3, padding=1, bias=False, step_mode="m")
-                norm = layer.BatchNormThroughTime2d
-            lif = neuron.LIFNode(
-                tau=1 / (1 - LEAK),
-                decay_input=False,
-                v_threshold=1.0,
-                v_reset=None,
-                detach_reset=True,
-                surrogate_function=surrogate.PiecewiseQuadratic(alpha=1.0),
-                step_mode="m",
-            )
-            parts = synapse, norm(self.num_steps, features, **bn), lif, pools[type(part.pool)]()
-            self.blocks.append(nn.ModuleList(parts))
-        self.readout = layer.Linear(*reversed(ours.readout.weight.shape), bias=False, step_mode="m")
-
-    def forward(self, images):
-        x = torch.stack([PoissonGen(images) for _ in range(self.num_steps)])  # [T, B, C, H, W]
-        for synapse, norm, lif, pool in self.blocks:
-            x = x.flatten(2) if isinstance(synapse, nn.Linear) else x
-            x = pool(ScaleGrad.apply(lif(norm(synapse(x)))))
-        logits = self.readout(x.flatten(2)).mean(0)
-        self.forget(self)
-        return logits
-
-
-class SnnTorchNet(nn.Module):
-    """snnTorch's neuron and BNTT in a time loop; its own reset comes one step late, so it is done outside."""
-
-    def __init__(self, ours, spec):
-        import snntorch
-
-        super().__init__()
-        self.num_steps = spec["num_steps"]
-        triangle = snntorch.surrogate.custom_surrogate(
-            lambda v, grad, spikes: grad * SURROGATE_ALPHA * (1 - v.abs()).clamp(min=0)
-        )
-        self.blocks = nn.ModuleList()
-        for part in ours.layers():
-            bntt = snntorch.BatchNormTT2d if isinstance(part.synapse, nn.Conv2d) else snntorch.BatchNormTT1d
-            norm = bntt(part.synapse.weight.shape[0], self.num_steps, eps=BN_EPS, momentum=BN_MOMENTUM)
-            leaky = snntorch.Leaky(LEAK, threshold=1.0, spike_grad=triangle, reset_mechanism="none")
-            self.blocks.append(nn.ModuleList([part.synapse, norm, leaky, part.pool]))
-        self.readout = ours.readout
-
-    def forward(self, images):
-        membranes, voltage = [None] * len(self.blocks), 0
-        for t in range(self.num_steps):
-            x = PoissonGen(images)
-            for i, (synapse, norm, leaky, pool) in enumerate(self.blocks):
-                current = norm[t](synapse(x.flatten(1) if isinstance(synapse, nn.Linear) else x))
-                membrane = torch.zeros_like(current) if membranes[i] is None else membranes[i]
-                spikes, membrane = leaky(current, membrane)
-                spikes = spikes.to(current.dtype)
-                membranes[i] = membrane - spikes.detach()
-                x = pool(spikes)
-            voltage = voltage + self.readout(x.flatten(1))
-        for _, _, leaky, _ in self.blocks:
-            leaky.mem = leaky.mem.detach()  # or the module keeps the graph until the next step
-        return voltage / self.num_steps
-
-
-def fused_net(ours, spec):
-    import fused
-
-    try:
-        return fused.attach(ours)
-    except fused.Unsupported as error:
-        raise LeftOut(str(error)) from None
-
-
-BUILDERS = {
-    "ours-plain": lambda ours, spec: ours,
-    "ours-fused": fused_net,
-    "authors": authors_net,
-    "spikingjelly": SpikingJellyNet,
-    "snntorch": SnnTorchNet,
-}
-
-
-def batch_norms(net):
-    return [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-
-
-def build(code, spec):
-    """A net on its device, in the default dtype, with the weights that our net draws from seed 0."""
-    torch.manual_seed(0)
-    ours = SpikingVGG(spec["arch"], spec["num_steps"], LEAK, spec["img_size"], NUM_CLS).to(spec["device"])
-    weights = [p.detach().clone() for p in ours.parameters()]
-    try:
-        net = BUILDERS[code](ours, spec).to(spec["device"])
-    except ModuleNotFoundError as error:
-        raise LeftOut(f"{error.name} is not installed (pip install --no-deps -r requirements-bench.txt)") from None
-    for parameter, weight in zip(net.parameters(), weights, strict=True):
-        assert parameter.shape == weight.shape
-        parameter.data.copy_(weight)
-    return net
-
-
 # ---- A contender's process -------------------------------------------------------------------------------
 
 
-class Contender:
+class Process:
     """A net with its optimizer and batch. The methods under "Commands" are what a worker process obeys."""
 
     def __init__(self, spec):
         torch.set_num_threads(spec["threads"])
         self.spec, self.device = spec, torch.device(spec["device"])
-        self.whose, self.bf16 = whose(spec["contender"]), "-bf16" in spec["contender"]
-        self.net = self.graph = None
+        self.name, self.row = spec["contender"], CONTENDERS[spec["contender"]]
+        self.net = self.train_step = None
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
     def batch(self, size):
@@ -249,20 +96,15 @@ class Contender:
         return {"logits": logits.detach(), "gradients": grads, "eval logits": evaluated}
 
     def prepare(self):
-        if self.spec["contender"].endswith("-graph"):
-            if self.device.type != "cuda":
-                raise LeftOut("a CUDA graph needs a GPU")
-            import fused
-
-            self.graph = fused.GraphedStep(self.step)
-        self.net = build(self.whose, self.spec)
+        self.net = build(self.name, self.spec)
+        self.train_step = fused.GraphedStep(self.step, warm=WARM) if self.row.graph else self.step
         with self.autocast():
             self.pass_twice(self.net, *self.batch(max(2, min(self.spec["batch_size"], 4))))
         self.images, self.labels = self.batch(self.spec["batch_size"])
         self.optimizer = torch.optim.SGD(self.net.parameters(), **SGD)
 
     def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.row.bf16)
 
     def step(self, images, labels):
         with self.autocast():
@@ -274,7 +116,7 @@ class Contender:
 
     def train(self):
         self.net.train()
-        (self.graph or self.step)(self.images, self.labels)
+        self.train_step(self.images, self.labels)
 
     @torch.no_grad()
     def infer(self):
@@ -295,7 +137,7 @@ class Contender:
             images, labels = self.batch(max(2, min(self.spec["batch_size"], 4)))
             torch.set_default_dtype(dtype)
             try:
-                pair = [build(code, self.spec) for code in ("ours-plain", self.whose)]
+                pair = [build(name, self.spec) for name in ("ours-plain", self.name)]
                 mine, theirs = (self.pass_twice(net, images.to(dtype), labels) for net in pair)
             finally:
                 torch.set_default_dtype(torch.float32)
@@ -311,12 +153,17 @@ class Contender:
         """Seconds of one step, the mean over `steps` of them."""
         if self.net is None:
             self.prepare()
+        if self.device.type == "cuda":
+            getattr(self, mode)()  # takes the memory that the last turn gave back
         self.synchronize()
         start = time.perf_counter()
         for _ in range(steps):
             getattr(self, mode)()
         self.synchronize()
-        return (time.perf_counter() - start) / steps
+        seconds = (time.perf_counter() - start) / steps
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # for the other contenders, which are as large
+        return seconds
 
     def memory(self):
         """Peak memory of this process so far, in MB."""
@@ -350,7 +197,7 @@ def work(spec):
     """Obey commands, one JSON object a line on stdin, until it closes; what else is printed goes to stderr."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    contender = Contender(spec)
+    contender = Process(spec)
     for line in sys.stdin:
         command = json.loads(line)
         try:
@@ -445,7 +292,7 @@ def measure_memory(names, args, report):
         with noted(report, f"memory of {name}"):
             for size in (small, large):
                 with Worker(name, args, batch_size=size) as worker:
-                    worker.ask("time", mode="train", steps=2)
+                    worker.ask("time", mode="train", steps=WARM + 2 if CONTENDERS[name].graph else 2)
                     peaks.append(worker.ask("memory"))
             slope = (peaks[1] - peaks[0]) / (large - small)
             report["memory"][name] = {"batch_sizes": [small, large], "peak_mb": peaks, "mb_per_image": slope}
@@ -634,37 +481,36 @@ def machine(args):
 # ---- Command line ----------------------------------------------------------------------------------------
 
 
-def at_least(least):
-    def integer(text):
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
-        return int(text)
-
-    return integer
+at_least_two = arguments.number(int, lambda x: x >= 2, "an integer of at least 2")
 
 
 def parse(argv):
-    parser = ArgumentParser(__doc__.splitlines()[0])
+    parser = arguments.ArgumentParser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("--arch", default="vgg9", choices=ARCHS)
-    add("--batch_size", type=at_least(2), default=16)
-    add("--num_steps", type=at_least(1), default=25, help="time-steps T")
-    add("--img_size", type=at_least(1), default=32)
+    add("--batch_size", type=at_least_two, default=16)
+    add("--num_steps", type=arguments.positive_int, default=25, help="time-steps T")
+    add("--img_size", type=arguments.positive_int, default=32)
     add("--device", default="cpu", help="cpu, cuda or cuda:N")
-    add("--threads", type=at_least(1), default=torch.get_num_threads(), help="CPU threads of the one that computes")
-    add("--repeats", type=at_least(1), default=11, help="timed rounds")
-    add("--warmup", type=at_least(1), default=3, help="rounds before those")
-    add("--steps_per_turn", type=at_least(1), help="steps timed as one (default: 1 on a CPU, 10 on a GPU)")
+    add(
+        "--threads",
+        type=arguments.positive_int,
+        default=torch.get_num_threads(),
+        help="CPU threads of the one that computes",
+    )
+    add("--repeats", type=arguments.positive_int, default=11, help="timed rounds")
+    add("--warmup", type=arguments.positive_int, default=3, help="rounds before those")
+    add("--steps_per_turn", type=arguments.positive_int, help="steps timed as one (default: 1 on a CPU, 10 on a GPU)")
     add("--authors", metavar="PATH", help="folder with the authors' model.py")
-    add("--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"of {', '.join(CONTENDERS)} (all)")
+    add("--contenders", nargs="+", choices=list(CONTENDERS), metavar="NAME", help=f"of {', '.join(CONTENDERS)} (all)")
     add("--modes", nargs="+", default=["train", "infer"], choices=["train", "infer"])
-    add("--memory_batches", nargs=2, type=at_least(2), help="two batch sizes (default: half of --batch_size, and it)")
+    add("--memory_batches", nargs=2, type=at_least_two, help="two batch sizes (default: half of --batch_size, and it)")
     add("--no_memory", action="store_true", help="do not measure memory")
     add("--profile", action="store_true", help="share of convolutions and matrix products in a training step")
     add("--scaling", action="store_true", help="our contenders against T and against the batch size")
-    add("--scaling_steps", nargs="+", type=at_least(1), default=[5, 10, 25, 50, 100])
-    add("--scaling_batches", nargs="+", type=at_least(1), help="(default: 1, 2, 4 ... --batch_size)")
-    add("--scaling_repeats", type=at_least(1), default=5)
+    add("--scaling_steps", nargs="+", type=arguments.positive_int, default=[5, 10, 25, 50, 100])
+    add("--scaling_batches", nargs="+", type=arguments.positive_int, help="(default: 1, 2, 4 ... --batch_size)")
+    add("--scaling_repeats", type=arguments.positive_int, default=5)
     add("--out", metavar="DIR", default=ROOT / "results" / "benchmarks", type=Path)
     args = parser.parse_args(argv)
     half = max(2, args.batch_size // 2)
@@ -706,12 +552,7 @@ def main(argv=None):
     for key in ("left_out", "check", "same_net", "times", "speedups", "memory", "profile", "scaling", "seconds"):
         report[key] = {}
 
-    names = args.contenders
-    if not args.authors and "authors" in names:
-        names.remove("authors")
-        with noted(report, "authors"):
-            raise LeftOut("no --authors PATH was given")
-    check_and_time(names, args, report)
+    check_and_time(args.contenders, args, report)
     names = list(report["seconds"])
     if not names:
         raise UserError("every contender failed: see above")

@@ -4,8 +4,12 @@ import contextlib
 import json
 
 import benchmark
+import contenders
 import numpy as np
 import pytest
+import torch
+
+from model import SpikingVGG
 
 TINY = ["--batch_size", "2", "--num_steps", "2", "--img_size", "8", "--threads", "1", "--repeats", "1", "--warmup", "1"]
 
@@ -49,7 +53,25 @@ def test_memory(tmp_path, monkeypatch):
     benchmark.measure_memory(["ours-plain"], args, report)
     assert report["memory"]["ours-plain"] == {"batch_sizes": [4, 8], "peak_mb": [128, 156], "mb_per_image": 7}
     spec = {"contender": "ours-plain", "device": "cpu", "threads": 1}
-    assert 50 < benchmark.Contender(spec).memory() < 1e5
+    assert 50 < benchmark.Process(spec).memory() < 1e5
+
+
+def test_contenders_of_one_code_are_checked_once():
+    assert [*map(contenders.whose, ("ours-fused", "ours-fused-bf16-graph"))] == ["ours-fused", "ours-fused"]
+    assert contenders.whose("ours-plain-bf16") == "ours-plain"
+
+
+def test_a_new_row_gets_our_weights(monkeypatch):
+    spec = {"arch": "vgg9", "num_steps": 2, "img_size": 8, "device": "cpu"}
+
+    def built(ours, spec):
+        torch.manual_seed(99)
+        return SpikingVGG(spec["arch"], spec["num_steps"], contenders.LEAK, spec["img_size"], contenders.NUM_CLS)
+
+    monkeypatch.setitem(contenders.CONTENDERS, "new", contenders.Contender(built))
+    ours, new = (contenders.build(name, spec) for name in ("ours-plain", "new"))
+    assert new is not ours
+    assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), new.parameters(), strict=True))
 
 
 def test_off_a_line():
@@ -67,7 +89,7 @@ def test_off_a_line():
     [
         (["--authors", "nowhere"], "no model.py in nowhere"),
         (["--contenders", "nobody"], "invalid choice: 'nobody'"),
-        (["--batch_size", "1"], "must be at least 2, got 1"),
+        (["--batch_size", "1"], "expected an integer of at least 2, got '1'"),
         (["--batch_size", "many"], "many"),
         (["--img_size", "4"], "img_size of vgg9 must be at least 8"),
         (["--device", "abacus"], "--device must be cpu, cuda or cuda:N"),
