@@ -79,7 +79,8 @@ def normalize(images, mean, std):
     """uint8 [B, C, H, W] -> float32 (x / 255 - mean) / std, on the images' device; event frames as counts."""
     if images.ndim == 5:
         return images.float()
-    mean, std = (torch.tensor(v, dtype=torch.float32, device=images.device).view(-1, 1, 1) for v in (mean, std))
+    stats = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (mean, std))
+    mean, std = (v.to(images.device, non_blocking=True) for v in stats)  # else the CPU waits for a GPU to be idle
     return images.float().div_(255).sub_(mean).div_(std)
 
 
@@ -125,11 +126,12 @@ class BatchMaker:
     def __getitem__(self, key):
         epoch, indices = key
         device = self.split.images.device
-        here = torch.as_tensor(indices, device=device)
+        here = torch.as_tensor(indices).to(device, non_blocking=True)
         images = self.split.images[here]
         if self.augment:
             draws = epoch_draws(self.seed, epoch, len(self.split.labels))
-            dy, dx, flip = (draw[indices].to(device) for draw in (draws.dy, draws.dx, draws.flip))
+            picked = (draw[indices].to(device, non_blocking=True) for draw in (draws.dy, draws.dx, draws.flip))
+            dy, dx, flip = picked
             images = augment_batch(images.flatten(1, -3), dy, dx, flip & self.mirrored).view(
                 images.shape
             )  # frames alike

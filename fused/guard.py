@@ -299,6 +299,8 @@ def prove(net, attached):
     delay = sum(layer.lif.delay for layer in layers)
     dense = sum(s.N * layer.synapse.weight.numel() for s, layer in zip(shapes(net, 2, 1), layers, strict=True))
     steps = min(T, max(2 + delay, min(12, int(WORK / dense))))
+    strict = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)  # the net's own code may have an operation without one
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
             torch.manual_seed(0)
@@ -308,6 +310,8 @@ def prove(net, attached):
     except Exception as error:  # the parts may be anybody's
         said = " ".join(str(error).split())[:120]
         return f"it could not be compared with the net's own code ({type(error).__name__}: {said})"
+    finally:
+        torch.use_deterministic_algorithms(strict[0], warn_only=strict[1])
     return None
 
 

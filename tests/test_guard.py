@@ -45,6 +45,21 @@ def test_a_proof_leaves_net_and_random_generator_as_they_are():
     assert all(p.grad is None for p in net.parameters())
 
 
+def test_a_proof_may_use_any_algorithm(monkeypatch):
+    """On a GPU the plain loop of a net with a global pool has an operation that is not deterministic."""
+    seen = []
+    monkeypatch.setattr(
+        guard, "_first_difference", lambda *_: seen.append(torch.are_deterministic_algorithms_enabled())
+    )
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert guard.prove(make_net(), fused.attached) is None
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen == [False, False]
+
+
 def test_a_penalty_on_spikes_seen_by_a_hook_has_its_gradient():
     gradients = []
     for attach in (lambda net: net, fused.attach):
