@@ -45,4 +45,5 @@ elif [ -n "${DATA:-}" ]; then
     [ ! -f "$data" ] || unpack
     cifar cifar10 bntt --amp "${AMP:-off}" --data_on_device --cuda_graph
 fi
+BUDGET_S=$((BUDGET_S - SECONDS)) # those that are spent
 exec "$PYTHON" benchmarks/gpu.py all ${recipe[@]+"${recipe[@]}"}
