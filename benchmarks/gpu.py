@@ -154,7 +154,7 @@ def run_stage(stage, deadline, fresh):
     else:
         record = judged(stage, process.returncode, out, log)
     write(stage.file, record | {"seconds": round(seconds, 1)})
-    print(f"{stage.name}: {record['state'].splitlines()[0][:200]} ({seconds:.0f} s)", flush=True)
+    print(f"{stage.name}: {short(record['state'])} ({seconds:.0f} s)", flush=True)
     return True
 
 
@@ -166,6 +166,13 @@ def judged(stage, code, out, log):
         return {"state": f"failed: exit code {code}, {last[:300]}"}
     state = stage.judge(result)
     return {"state": state if code == 0 or state != "done" else f"failed: exit code {code}", "result": result}
+
+
+def short(state):
+    """A state on one line: of a traceback what it ends in."""
+    lines = state.splitlines()
+    text = state if len(lines) == 1 else f"{lines[0].split(':')[0]}: {lines[-1]}"
+    return text.replace("|", "/")[:200]
 
 
 def write(path, value):
@@ -187,7 +194,8 @@ def join_parts(recipe):
 def summarise(records, waiting, recipe):
     """gpu.json and gpu.md in OUT, and the recipe's checkpoint in parts."""
     OUT.mkdir(parents=True, exist_ok=True)
-    report = {"toy": TOY, "stages": records, "waiting": waiting}
+    report = {"command": "bash benchmarks/gpu.sh", "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    report |= {"toy": TOY, "recipe": recipe, "stages": records, "waiting": waiting}
     folder = WORK / recipe[0] / "seed0" if recipe else WORK
     with contextlib.suppress(OSError):
         report["recipe_log"] = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -196,8 +204,8 @@ def summarise(records, waiting, recipe):
     write(OUT / "gpu.json", report)
     lines = ["| stage | state | what it gave | seconds |", "| --- | --- | --- | --- |"]
     for name, record in records.items():
-        state = record["state"].splitlines()[-1][:160] if record["state"] != "done" else "done"
-        lines.append(f"| {name} | {state} | {in_words(name, record.get('result') or {})} | {record['seconds']} |")
+        gave = in_words(name, record.get("result") or {})
+        lines.append(f"| {name} | {short(record['state'])} | {gave} | {record['seconds']} |")
     epochs = report.get("recipe_log") or []
     for name in waiting:
         gave = f"{len(epochs)} epochs, train {epochs[-1]['train_acc']:.2f} %" if name == "recipe" and epochs else ""

@@ -100,6 +100,13 @@ def test_a_stage_that_outlasts_calls_is_given_up(folders, monkeypatch):
     assert waiting == []
 
 
+def test_a_traceback_is_told_by_its_last_line():
+    assert gpu.short(gpu.passed("Traceback (most recent call last):\n  ...\nAssertionError: 3 | 4")) == (
+        "failed: AssertionError: 3 / 4"
+    )
+    assert gpu.short("left out: it is not here: really") == "left out: it is not here: really"
+
+
 @pytest.mark.slow
 def test_a_stage_that_goes_on_is_stopped_and_never_given_up(folders, monkeypatch):
     monkeypatch.setenv("BUDGET_S", str(gpu.STOP_S + 5))
