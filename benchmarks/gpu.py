@@ -228,8 +228,10 @@ def in_words(name, result):
     if name == "machine" and result:
         return f"{result['device']}, copy {result['copy_tb_s']:.2f} TB/s, bf16 product {result['tflop_s']:.0f} TFLOP/s"
     if name == "graph" and result:
-        return "; ".join(f"{mode}: eager and graph {m['graph']:.1e}, eager twice {m['eager']:.1e}"
-                         for mode, m in result["differences"].items())  # fmt: skip
+        other = "eager and graph" if result["graphed"] else "eager and eager again, for want of a GPU"
+        found = result["differences"].items()
+        each = (f"{mode}: {other} {m['graph']:.1e}, eager twice {m['eager']:.1e}" for mode, m in found)
+        return "; ".join(each)
     if name.startswith("profile") and result:
         steps = ", ".join(f"{k} {v:.1f}" for k, v in result["step_ms"].items())
         return f"a step in ms: {steps}; floor {result['floor_ms'][0]:.1f} to {result['floor_ms'][1]:.1f}"

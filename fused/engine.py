@@ -43,6 +43,7 @@ import torch.nn.functional as F
 from fused.common import Shape, Unsupported
 
 INFERENCE_BYTES = 2**28  # of one layer's outputs over the time-steps run at once, without gradients
+NO_CUMSUM = ("cuda",)  # where PyTorch refuses its cumsum if algorithms must be deterministic
 READOUT_NUMBERS = 2**22  # of the output layer's input in its own dtype at once: larger ones cost page faults
 
 
@@ -375,7 +376,7 @@ class Run:
 
 def sum_over_time(x):
     """x[0] + ... + x[t] for every t, along the first dimension."""
-    if torch.are_deterministic_algorithms_enabled():  # PyTorch refuses its cumsum on a GPU then
+    if x.device.type in NO_CUMSUM and torch.are_deterministic_algorithms_enabled():
         return torch.stack([*itertools.accumulate(x)])
     return x.cumsum(0)
 
