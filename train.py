@@ -45,7 +45,9 @@ def parse_args(argv=None):
     nets.add_net_arguments(parser)
     add = arguments.add_data_arguments(parser, data.DATASETS).add_argument
     add("--limit_train", default=None, type=positive_int, help="use this many training images (default: all)")
-    add("--val_fraction", default=0.0, type=fraction, help="part of the training set to choose the best epoch on")
+    add("--val_fraction", default=0.0, type=fraction, help="part of the training set that is held out of training")
+    best = "best.pth.tar: of the best epoch on the images held out, if any, or of the last"
+    add("--best_by", default="val", choices=["val", "last"], help=best)
     crop = "random crop and, except for digits, flip (default: as suits the data set)"
     add("--augment", default=None, action=argparse.BooleanOptionalAction, help=crop)
     arguments.add_run_arguments(parser)
@@ -54,13 +56,18 @@ def parse_args(argv=None):
     add("--init_from", default=None, type=arguments.path, metavar="CHECKPOINT", help=start)
     add("--num_epochs", default=100, type=positive_int, help="epochs; of a run that is resumed, as many or more")
     add("--lr", default=0.3, type=positive_float, help="learning rate")
-    step = "step: divided by 10 at 50, 70 and 90 %% of the epochs"
-    add("--lr_schedule", default="step", choices=["step", "cosine"], help=step)
+    falls = "step: divided by 10 at 50, 70 and 90 %% of the epochs; cosine: at each epoch, cosine_steps: at each step"
+    add("--lr_schedule", default="step", choices=["step", "cosine", "cosine_steps"], help=falls)
+    add("--warmup_epochs", default=0.0, type=nonnegative_float, help="epochs over which lr rises from 0, step by step")
     loss = "cross-entropy: ce of the last output voltage, tet of each step's current"
     add("--loss", default="ce", choices=list(utill.LOSSES), help=loss)
+    smooth = "this part of the target is spread over all classes, in training"
+    add("--label_smoothing", default=0.0, type=fraction, help=smooth)
     add("--optimizer", default="sgd", choices=["sgd", "adam", "adamw"], help="optimizer")
     add("--momentum", default=0.9, type=fraction, help="momentum of sgd")
     add("--weight_decay", default=1e-4, type=nonnegative_float, help="weight decay")
+    own = "weight decay of what a norm learns: gamma (default: that of all)"
+    add("--gamma_weight_decay", default=None, type=nonnegative_float, help=own)
     precise = "bntt: average running statistics over BATCHES training batches for testing"
     add("--precise_bn", default=None, type=positive_int, metavar="BATCHES", help=precise)
     add("--data_on_device", action="store_true", help="keep the data on the device; no loading processes")
@@ -82,10 +89,34 @@ def parse_args(argv=None):
 
 
 def build_optimizer(net, args):
+    parameters = list(net.parameters())
+    if args.gamma_weight_decay is not None:
+        gammas = {p: None for layer in net.layers() for p in layer.norm.parameters()}
+        if not gammas:
+            raise UserError(f"--gamma_weight_decay: a net with --norm {args.norm} has no gamma: leave it out")
+        parameters = [
+            {"params": [p for p in parameters if p not in gammas]},
+            {"params": list(gammas), "weight_decay": args.gamma_weight_decay},
+        ]
     if args.optimizer == "sgd":
-        return torch.optim.SGD(net.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
+        return torch.optim.SGD(parameters, args.lr, args.momentum, weight_decay=args.weight_decay)
     optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer]
-    return optimizer(net.parameters(), args.lr, weight_decay=args.weight_decay)
+    return optimizer(parameters, args.lr, weight_decay=args.weight_decay)
+
+
+def learning_rate(args, epoch, step, steps):
+    """That of a step, of `steps` in the epoch, as the flags say."""
+    return utill.learning_rate(args.lr, epoch, args.num_epochs, args.lr_schedule, args.warmup_epochs, step, steps)
+
+
+def set_learning_rate(run, step, args, steps):
+    """Give the optimizer the rate of the run's next step, of `steps` in an epoch."""
+    lr = learning_rate(args, run.epoch, run.step, steps)
+    for group in run.optimizer.param_groups:
+        if args.cuda_graph and group["lr"] != lr:
+            step.forget()  # the graph holds the learning rate it was captured with
+            run.optimizer.zero_grad(set_to_none=True)
+        group["lr"] = lr
 
 
 def train_step(net, loss, optimizer, scaler, amp, images, labels):
@@ -123,6 +154,7 @@ def train_epoch(run, step, loader, args, signals):
     options = dict(unit="batch", disable=None, leave=False, initial=run.step, total=len(loader))
     with tqdm(loader, desc=f"epoch {epoch + 1}/{args.num_epochs}", **options) as bar:
         for images, labels in bar:
+            set_learning_rate(run, step, args, len(loader))
             loss, right, gradient = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
             run.losses.update(loss, len(labels))
             run.rights.update(right / len(labels), len(labels))
@@ -167,14 +199,16 @@ def average_statistics(run, loader, args):
         bn.num_batches_tracked.copy_(count)
 
 
-def end_epoch(run, loaders, loss, args, signals, mean, acc):
+def end_epoch(run, loaders, judge, args, signals, mean, acc):
     """The log line of the epoch that has been trained: its validation and, where it is due, its test."""
-    record = {"epoch": run.epoch + 1, "lr": run.optimizer.param_groups[0]["lr"], "train_loss": mean, "train_acc": acc}
+    steps = len(loaders.train)
+    record = {"epoch": run.epoch + 1, "lr": learning_rate(args, run.epoch, steps - 1, steps)}
+    record |= {"train_loss": mean, "train_acc": acc}
     record["images_per_s"] = run.losses.count / run.epoch_seconds
     record["mean_gamma"] = {layer: gamma.mean().item() for layer, gamma in run.net.gammas().items()}
     if args.precise_bn:
         average_statistics(run, loaders.train, args)
-    how = dict(device=run.device, loss=loss, seed=args.seed, amp=args.amp, progress=signals.watch)
+    how = dict(device=run.device, loss=judge, seed=args.seed, amp=args.amp, progress=signals.watch)
     evaluate = functools.partial(utill.evaluate, run.net, **how)
     if loaders.val is not None:
         val = evaluate(loaders.val)
@@ -212,13 +246,17 @@ def train(args, argv, signals, stack):
     except ValueError as error:
         raise UserError(f"--batch_size {args.batch_size}: {error}") from None
     engine, reason = nets.use_engine(net, args.engine, args.save_memory)
-    loss = utill.LOSSES[args.loss](args.logit_scale)
+    judge = utill.LOSSES[args.loss](args.logit_scale)
+    smooth = {"label_smoothing": args.label_smoothing} if args.label_smoothing else {}
+    loss = utill.LOSSES[args.loss](args.logit_scale, **smooth)
     optimizer = build_optimizer(net, args)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     step = functools.partial(train_step, net, loss, optimizer, scaler, args.amp)
     if args.cuda_graph:
         if device.type != "cuda" or engine != "fused" or args.amp == "fp16" or args.optimizer != "sgd":
             raise UserError("--cuda_graph needs a GPU, the fused engine, --optimizer sgd and --amp bf16 or off")
+        if args.lr_schedule == "cosine_steps" or args.warmup_epochs:
+            raise UserError("--cuda_graph holds one learning rate an epoch: leave out --warmup_epochs and cosine_steps")
         step = fused.GraphedStep(step)
     if args.data_on_device:
         for loader in filter(None, (loaders.train, loaders.val, loaders.test)):
@@ -245,7 +283,7 @@ def train(args, argv, signals, stack):
         if run.epoch >= args.num_epochs:
             print(f"nothing to do: {run.epoch} epochs are done; a larger --num_epochs would train on")
         elif (before := old["config"].get("num_epochs", args.num_epochs)) < args.num_epochs:
-            lr = utill.learning_rate(args.lr, run.epoch, args.num_epochs, args.lr_schedule)
+            lr = learning_rate(args, run.epoch, 0, len(loaders.train))
             print(
                 f"{args.num_epochs} epochs instead of {before}: the learning rate goes on by the {args.lr_schedule} "
                 f"schedule of all {args.num_epochs}, from epoch {run.epoch + 1} with {lr:g}"
@@ -259,19 +297,14 @@ def train(args, argv, signals, stack):
     print(f"engine: {engine}, mixed precision {args.amp}" + (f" (not fused: {reason})" if reason else ""))
 
     curves = stack.enter_context(runs.curves(folder / "tensorboard", run.epoch + 1))
+    by_last = loaders.val is None or args.best_by == "last"
     signals.run = run
     while run.epoch < args.num_epochs:
-        lr = utill.learning_rate(args.lr, run.epoch, args.num_epochs, args.lr_schedule)
-        for group in optimizer.param_groups:
-            if args.cuda_graph and group["lr"] != lr:
-                step.forget()  # the graph holds the learning rate it was captured with
-                optimizer.zero_grad(set_to_none=True)
-            group["lr"] = lr
-        record = end_epoch(run, loaders, loss, args, signals, *train_epoch(run, step, loaders.train, args, signals))
+        record = end_epoch(run, loaders, judge, args, signals, *train_epoch(run, step, loaders.train, args, signals))
         run.epoch, run.step, run.log = run.epoch + 1, 0, [*run.log, record]
         run.accuracy = record.get("val_acc", record.get("test_acc"))
         # Never choose by the test set: without a validation set the best epoch is the last one.
-        is_best = run.best is None or loaders.val is None or record["val_acc"] > run.best["val_acc"]
+        is_best = run.best is None or by_last or record["val_acc"] > run.best["val_acc"]
         run.best = record if is_best else run.best
         # A run killed before `last` does the end of the epoch again, and writes these two again.
         runs.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in run.log))
@@ -287,13 +320,13 @@ def train(args, argv, signals, stack):
     best = dict(run.best)
     if "test_acc" not in best:  # the best epoch was not one of those tested on the way
         net.load_state_dict(runs.load_checkpoint(folder / "best.pth.tar")["state_dict"])
-        test = utill.evaluate(net, loaders.test, device, loss, args.seed, amp=args.amp)
+        test = utill.evaluate(net, loaders.test, device, judge, args.seed, amp=args.amp)
         best |= {"test_loss": test.loss, "test_acc": test.top1(), "test_acc5": test.top5()}
     run.tick()
     result = {
         "dataset": args.dataset, "arch": args.arch, "norm": args.norm, "num_steps": args.num_steps, "seed": args.seed,
         "test_acc": best["test_acc"], "test_acc5": best["test_acc5"], "count": loaders.test.num_images,
-        "epoch": best["epoch"], "chosen_by": "last epoch" if loaders.val is None else "validation accuracy",
+        "epoch": best["epoch"], "chosen_by": "last epoch" if by_last else "validation accuracy",
         "train_images": len(loaders.train.keys.indices), "seconds": run.seconds, "run_dir": str(folder),
     }  # fmt: skip
     runs.write_json(folder / "result.json", result)

@@ -180,21 +180,28 @@ def seed_stream(seed, *stream):
     torch.manual_seed(int(np.random.SeedSequence((seed, *stream)).generate_state(1)[0]))
 
 
-def learning_rate(base, epoch, num_epochs, schedule="step"):
-    """Learning rate of `epoch` (from 0): divided by 10 at 50, 70 and 90 % of the epochs, or cosine to 0."""
-    if schedule == "cosine":
-        return base * 0.5 * (1 + math.cos(math.pi * epoch / num_epochs))
-    return base / 10 ** sum(10 * epoch >= tenths * num_epochs for tenths in (5, 7, 9))
+def learning_rate(base, epoch, num_epochs, schedule="step", warmup=0.0, step=0, steps=1):
+    """Learning rate of a step (from 0, of `steps` in an epoch) of `epoch` (from 0).
+
+    schedule: step: divided by 10 at 50, 70 and 90 % of the epochs; cosine: to 0 along half a cosine, the same
+    over an epoch; cosine_steps: another at each step. warmup: over so many epochs it rises in a line from 0.
+    """
+    exact = epoch + step / steps
+    base *= min(1.0, (exact + 1 / steps) / warmup) if warmup else 1.0
+    if schedule == "step":
+        return base / 10 ** sum(10 * epoch >= tenths * num_epochs for tenths in (5, 7, 9))
+    return base * 0.5 * (1 + math.cos(math.pi * (epoch if schedule == "cosine" else exact) / num_epochs))
 
 
 class CrossEntropy:
     """Softmax cross-entropy of the output voltage after T steps, over T: eq. 5 as the authors' code computes it.
 
-    logit_scale: a factor on the logits; T undoes their division by T.
+    logit_scale: a factor on the logits; T undoes their division by T. label_smoothing: in [0, 1), the part of the
+    target that is spread over all classes (Szegedy et al. 2016).
     """
 
-    def __init__(self, logit_scale=1.0):
-        self.logit_scale = logit_scale
+    def __init__(self, logit_scale=1.0, label_smoothing=0.0):
+        self.logit_scale, self.label_smoothing = logit_scale, label_smoothing
 
     def logits(self, voltages):
         """voltages: [T, B, K], the output voltage after every step. Returns [B, K], for a softmax."""
@@ -202,7 +209,7 @@ class CrossEntropy:
 
     def __call__(self, voltages, labels):
         """voltages: [T, B, K]; labels: int64 [B]. Returns the mean over images, a scalar."""
-        return F.cross_entropy(self.logits(voltages), labels)
+        return F.cross_entropy(self.logits(voltages), labels, label_smoothing=self.label_smoothing)
 
 
 class TET(CrossEntropy):
@@ -213,13 +220,14 @@ class TET(CrossEntropy):
     term is for outliers among the currents, and the paper's gain comes from the first (the authors' code: 0.001).
     """
 
-    def __init__(self, logit_scale=1.0, *, mse=0.0, target=1.0):
-        super().__init__(logit_scale)
+    def __init__(self, logit_scale=1.0, label_smoothing=0.0, *, mse=0.0, target=1.0):
+        super().__init__(logit_scale, label_smoothing)
         self.mse, self.target = mse, target
 
     def __call__(self, voltages, labels):
         currents = self.logit_scale * voltages.diff(dim=0, prepend=torch.zeros_like(voltages[:1]))
-        loss = F.cross_entropy(currents.flatten(0, 1), labels.repeat(len(currents)))
+        each = labels.repeat(len(currents))
+        loss = F.cross_entropy(currents.flatten(0, 1), each, label_smoothing=self.label_smoothing)
         return (1 - self.mse) * loss + self.mse * (currents - self.target).square().mean() if self.mse else loss
 
 

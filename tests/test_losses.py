@@ -38,6 +38,14 @@ def test_ce_is_that_of_the_last_voltage_over_T(scale):
     torch.testing.assert_close(voltages.grad, gradient)
 
 
+@pytest.mark.parametrize("kind", utill.LOSSES.values(), ids=utill.LOSSES)
+def test_label_smoothing_spreads_a_part_of_the_target_over_all_classes(kind):
+    voltages = some_voltages().detach()
+    whole, smooth = (kind(2.0, label_smoothing=part)(voltages, LABELS) for part in (0.0, 0.1))
+    spread = torch.stack([kind(2.0)(voltages, torch.full_like(LABELS, k)) for k in range(K)]).mean()
+    torch.testing.assert_close(smooth, 0.9 * whole + 0.1 * spread)
+
+
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("mse", [0.0, 0.05])
 def test_tet_is_the_mean_over_steps_of_the_ce_of_each_steps_current(scale, mse):

@@ -37,6 +37,7 @@ VARIANTS = {
     "fused": "--engine fused --val_fraction 0.01",
     "workers": "--engine fused --val_fraction 0.01 --num_workers 2",
     "adam": "--arch fc3 --engine plain --optimizer adam --lr 0.001 --lr_schedule cosine --val_fraction 0.01",
+    "warm": "--arch fc3 --engine plain --lr_schedule cosine_steps --warmup_epochs 1.5 --gamma_weight_decay 0",
     "precise": "--arch fc3 --engine plain --precise_bn 2 --val_fraction 0.01 --num_workers 1",
     "bf16": "--arch fc3 --engine plain --amp bf16 --deterministic",
 }

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import data
 import early_exit
 import image_data
+import model
 import nets
 import runs
 import test as test_script
@@ -160,6 +161,38 @@ def test_the_optimizer_is_the_one_asked_for(optimizer):
     )
 
 
+def after_a_step(*flags):
+    """A net of one BNTT layer before and after a step of SGD that follows weight decay alone: the gradients are 0."""
+    args = train.parse_args(["--lr", "0.5", "--momentum", "0", "--weight_decay", "0.1", *flags])
+    net = model.SpikingVGG("fc3", 2, img_size=2, num_cls=2, in_channels=1, norm=args.norm)
+    old = {name: p.detach().clone() for name, p in net.named_parameters()}
+    optimizer = train.build_optimizer(net, args)
+    sum(p.sum() * 0 for p in net.parameters()).backward()
+    optimizer.step()
+    return {name: p.detach() / old[name] for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("norm", ["bntt", "bn"])
+@pytest.mark.parametrize(
+    ("flags", "gamma"), [([], 0.95), (["--gamma_weight_decay", "0"], 1), (["--gamma_weight_decay", "0.4"], 0.8)]
+)
+def test_gammas_have_a_weight_decay_of_their_own(norm, flags, gamma):
+    for name, factor in after_a_step("--norm", norm, *flags).items():
+        torch.testing.assert_close(factor, torch.full_like(factor, gamma if "bntt" in name else 0.95), msg=name)
+
+
+@pytest.mark.parametrize("smoothing", ["0", "0.3"])
+def test_labels_are_smoothed_in_training_and_never_in_tests(tmp_path, smoothing):
+    flags = (
+        f"--num_epochs 1 --test_display_freq 1 --lr 1e-12 --label_smoothing {smoothing} --batch_size 8 --limit_train 8"
+    )
+    train_synthetic(tmp_path, flags)
+    train_synthetic(tmp_path / "plain", flags.replace(f"--label_smoothing {smoothing}", ""))
+    (log,), (plain,) = read_log(tmp_path), read_log(tmp_path / "plain")
+    assert (log["train_loss"] != plain["train_loss"]) is (smoothing != "0")
+    assert log["test_loss"] == plain["test_loss"]
+
+
 # ---- Choosing the best epoch ---------------------------------------------------------------------
 
 
@@ -182,14 +215,20 @@ def test_with_a_validation_part_the_best_epoch_on_it_is_kept_and_tested(tmp_path
     assert tested.result["top1"] == outcome.result["test_acc"]
 
 
-def test_without_one_the_last_epoch_is_reported_whatever_the_test_set_says(tmp_path, monkeypatch):
-    hits, evaluate = iter([20, 1]), utill.evaluate
-    monkeypatch.setattr(
-        utill, "evaluate", lambda *args, **options: evaluate(*args, **options)._replace(correct=[0, 0, next(hits)])
-    )
-    outcome = train_synthetic(tmp_path, "--test_display_freq", 1)
+@pytest.mark.parametrize("flags", ["", "--val_fraction 0.01 --best_by last"])
+def test_the_last_epoch_is_reported_whatever_the_test_set_says_unless_there_is_a_validation_part(
+    tmp_path, monkeypatch, flags
+):
+    hits, evaluate = {20: iter([20, 1]), 10: iter([9, 3])}, utill.evaluate
+
+    def fall(net, loader, *args, **options):
+        return evaluate(net, loader, *args, **options)._replace(correct=[0, 0, next(hits[loader.num_images])])
+
+    monkeypatch.setattr(utill, "evaluate", fall)
+    outcome = train_synthetic(tmp_path, f"--test_display_freq 1 {flags}")
     assert [line["test_acc"] for line in read_log(tmp_path)] == [100, 5]
     assert (outcome.result["epoch"], outcome.result["test_acc"]) == (2, 5)
+    assert outcome.result["chosen_by"] == "last epoch"
     assert same_weights(tmp_path / "best.pth.tar", tmp_path / "last.pth.tar")
 
 
@@ -537,6 +576,7 @@ BAD_INPUT = [
     (f"{SYNTH} --arch vgg11 --img_size 15", "img_size of vgg11 must be at least 16, got 15"),
     (f"{SYNTH} --batch_size 1001", "lower --batch_size"),
     (f"{SYNTH} --batch_size 1", "--batch_size 1: batch norm cannot train"),
+    (f"{SYNTH} --norm none --gamma_weight_decay 0", "--gamma_weight_decay: a net with --norm none has no gamma"),
     (f"{SYNTH} --engine plain --save_memory 2", "--save_memory belongs to the fused engine"),
     (f"{SYNTH} --amp fp16 --device cpu", "--amp fp16 needs a GPU"),
     ("CHECKPOINT missing.tar", "cannot read missing.tar: No such file or directory"),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -138,6 +139,23 @@ def test_epochs_that_do_not_divide_drop_at_the_next_whole_epoch():
 def test_the_cosine_schedule_falls_from_the_base_towards_zero():
     rates = [learning_rate(0.3, epoch, 4, "cosine") for epoch in range(4)]
     assert rates == pytest.approx([0.3, 0.15 * (1 + 0.5**0.5), 0.15, 0.15 * (1 - 0.5**0.5)])
+
+
+def test_the_cosine_over_steps_falls_at_each_step_and_meets_the_cosine_over_epochs():
+    rates = [
+        learning_rate(0.3, epoch, 4, "cosine_steps", step=step, steps=5) for epoch in range(4) for step in range(5)
+    ]
+    assert rates == pytest.approx([0.15 * (1 + math.cos(math.pi * i / 20)) for i in range(20)])
+    assert rates[::5] == [learning_rate(0.3, epoch, 4, "cosine") for epoch in range(4)]
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine", "cosine_steps"])
+def test_the_learning_rate_warms_up_in_a_line_step_by_step(schedule):
+    at = [(epoch, step) for epoch in range(3) for step in range(4)]
+    warm, cold = (
+        [learning_rate(0.3, epoch, 8, schedule, warmup, step, 4) for epoch, step in at] for warmup in (1.5, 0)
+    )
+    assert [a / b for a, b in zip(warm, cold, strict=True)] == pytest.approx([*(i / 6 for i in range(1, 7)), *[1] * 6])
 
 
 def test_average_meter_weighs_by_images():
