@@ -4,8 +4,11 @@ A new norm or neuron is a class of its own (see baselines.py) and one row here; 
 chains of layers in model.py.
 """
 
+import hashlib
+import json
 import re
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -17,7 +20,7 @@ from arguments import fraction, positive_float, size, unit_float
 from baselines import ANN, IF, PLIF, TEBN, LayerNorm, LearntLIF, TdBN
 from encoders import ENCODERS
 from model import ARCHS, BNTT, LIF, NoNorm, SharedBN, SpikingVGG
-from utill import DataFacts, UserError
+from utill import DataFacts, UserError, reading
 
 NORMS = {  # args -> the norm as SpikingVGG takes it
     "bntt": lambda args: BNTT,
@@ -38,6 +41,10 @@ NEEDED = ("arch", "num_steps", "leak_mem", "threshold", "norm", "encoding", "spi
 UNSAID = ("leak_mem", "num_steps")  # what weights alone do not say
 SIZES = ("num_cls", "in_channels", "img_size")
 TRAINING_ONLY = ("device", "engine", "save_memory", "limit_test")
+
+# {name: what is known of the trained net weights/NAME.pth}, written by scripts/publish_weights.py
+SHIPPED = Path(__file__).resolve().parent / "weights"
+WEIGHTS = json.loads((SHIPPED / "index.json").read_text()) if (SHIPPED / "index.json").exists() else {}
 
 
 def add_net_arguments(parser):
@@ -218,16 +225,27 @@ def norm_of(state):
     return "tdbn" if any(field == "bias" for _, _, field in found) else "bn", None
 
 
+def weights_file(name):
+    """Path of a trained net that comes with the code, a row of WEIGHTS. UserError where its file is another."""
+    path = SHIPPED / f"{name}.pth"
+    with reading(path):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != WEIGHTS[name]["sha256"]:
+        raise UserError(f"{path} is damaged, its sha256 is {digest}: get it again with git checkout {path}")
+    return path
+
+
 def load(path, device="cpu", engine="auto", **settings):
     """The net of a checkpoint, for use in Python, in eval mode: `net = nets.load("runs/x/best.pth.tar")`.
 
+    path: of the file, or a name in WEIGHTS.
     net.facts: the `DataFacts` of its data (classes, and the mean and std by which images [B, C, S, S] of pixels in
     [0, 1] are normalised), None where the file says none. settings: flags of the net by name, over what the file says.
     A file without settings (the authors', a bare state dict) needs arch and leak_mem, num_steps where its norm does not
     tell it, and what else is not the default; num_cls and in_channels are by default those of its weights, img_size 32.
     UserError where the file is no checkpoint, or of another net, and where device or engine cannot be had.
     """
-    path, parser = arguments.path(path), arguments.ArgumentParser()
+    path, parser = weights_file(path) if path in WEIGHTS else arguments.path(path), arguments.ArgumentParser()
     add_net_arguments(parser)
     arguments.add_run_arguments(parser)
     checkpoint = runs.load_checkpoint(path)

@@ -3,6 +3,7 @@
     python test.py runs/digits_vgg9_T25_bntt_seed0/best.pth.tar --repeats 5
     python test.py CHECKPOINT --steps 20
     python test.py CHECKPOINT --image cat.jpg dog.png
+    python test.py --weights cifar10_vgg9_T4 --image cat.jpg
     python test.py cifar10vgg9..._bestmodel.pth.tar --arch vgg9 --dataset cifar10 --leak_mem 0.95
 
 The last line of stdout is one JSON object. An authors' checkpoint is read too: it does not hold
@@ -34,7 +35,12 @@ def parse_args(argv=None):
     draws = "test with this many Poisson draws: seeds SEED, SEED + 1, ..."
     add("--repeats", default=1, type=arguments.positive_int, help=draws)
     add("--image", default=None, nargs="+", type=arguments.path, metavar="FILE", help="classify these pictures instead")
-    args, checkpoint = nets.parse_with_checkpoint(parser, argv)
+    shipped = "a trained net that comes with the code, in place of CHECKPOINT"
+    add("--weights", default=None, choices=list(nets.WEIGHTS), help=shipped)
+    first = arguments.ArgumentParser(add_help=False)
+    first.add_argument("--weights", choices=list(nets.WEIGHTS))
+    name = first.parse_known_args(argv)[0].weights
+    args, checkpoint = nets.parse_with_checkpoint(parser, argv, nets.weights_file(name) if name else None)
     if args.repeats > 1 and not nets.ENCODERS[args.encoding].random:
         raise UserError(f"--repeats: --encoding {args.encoding} draws nothing at random, so all would be the same")
     if args.steps is not None and args.steps > args.num_steps:

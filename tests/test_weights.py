@@ -1,0 +1,143 @@
+"""The trained nets in weights/: what is shipped, and how a run becomes one of them."""
+
+import hashlib
+import json
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TINY, call
+from PIL import Image
+
+import nets
+import runs
+import test as test_script
+import train
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import publish_weights
+
+MOST_BYTES = 13 * 2**20
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Folder of a run on digits with 20 % of the images held out."""
+    folder = tmp_path_factory.mktemp("run")
+    flags = "--dataset digits --limit_train 64 --limit_test 20 --num_epochs 1 --lr 0.05 --val_fraction 0.2 --amp bf16"
+    assert (
+        call(train.main, f"{TINY} {flags} --arch fc3 --num_steps 2 --data_dir /nowhere", "--run_dir", folder).code == 0
+    )
+    return folder
+
+
+@pytest.fixture
+def shipped(monkeypatch, tmp_path):
+    """An empty folder in place of weights/."""
+    monkeypatch.setattr(nets, "SHIPPED", tmp_path / "weights")
+    monkeypatch.setattr(nets, "WEIGHTS", {})
+    nets.SHIPPED.mkdir()
+    return nets.SHIPPED
+
+
+def publish(run, monkeypatch, *flags):
+    outcome = call(publish_weights.main, run / "best.pth.tar", "tiny", *flags)
+    if outcome.code == 0:
+        monkeypatch.setattr(nets, "WEIGHTS", json.loads((nets.SHIPPED / "index.json").read_text()))
+    return outcome
+
+
+# ---- What is shipped -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", nets.WEIGHTS)
+def test_a_shipped_file_is_the_one_that_was_measured_and_small(name):
+    assert nets.weights_file(name).stat().st_size == nets.WEIGHTS[name]["bytes"] <= MOST_BYTES
+
+
+@pytest.mark.parametrize("name", nets.WEIGHTS)
+def test_a_shipped_net_answers_a_picture_with_its_classes(name, tmp_path):
+    Image.new("RGB", (40, 50), "red").save(tmp_path / "red.png")
+    outcome = call(test_script.main, "--weights", name, "--image", tmp_path / "red.png")
+    assert outcome.result["images"][0]["class"] in nets.load(name).facts.classes
+
+
+def test_each_file_of_weights_has_its_row_and_each_row_its_file():
+    assert {path.stem for path in nets.SHIPPED.glob("*.pth")} == nets.WEIGHTS.keys()
+
+
+def test_each_shipped_net_is_described():
+    text = (ROOT / "weights" / "README.md").read_text()
+    assert [name for name in nets.WEIGHTS if f"`{name}`" not in text] == []
+
+
+# ---- How a run becomes one -----------------------------------------------------------------------
+
+
+def test_a_run_is_published_with_the_accuracy_of_the_very_file(run, shipped, monkeypatch):
+    outcome = publish(run, monkeypatch)
+    assert outcome.code == 0
+    row = nets.WEIGHTS["tiny"]
+    assert row == outcome.result
+    assert row["sha256"] == hashlib.sha256((shipped / "tiny.pth").read_bytes()).hexdigest()
+    assert row["test_acc"] == call(test_script.main, "--weights", "tiny").result["top1"]
+
+
+def test_a_published_file_has_half_precision_in_its_synapses_alone(run, shipped, monkeypatch):
+    publish(run, monkeypatch)
+    old, new = (runs.load_checkpoint(path)["state_dict"] for path in (run / "best.pth.tar", shipped / "tiny.pth"))
+    for name, tensor in old.items():
+        half = name.startswith(("conv", "fc"))
+        assert torch.equal(new[name], tensor.half() if half else tensor), name
+
+
+def test_a_published_file_names_no_folder(run, shipped, monkeypatch):
+    publish(run, monkeypatch)
+    config = runs.load_checkpoint(shipped / "tiny.pth")["config"]
+    assert [key for key, value in config.items() if "/" in str(value)] == ["data_dir"]
+    assert config["data_dir"] == "./data"
+
+
+def test_a_published_net_is_loaded_by_its_name(run, shipped, monkeypatch):
+    publish(run, monkeypatch)
+    images = torch.rand(2, 1, 8, 8)
+    torch.manual_seed(0)
+    expected = nets.load(shipped / "tiny.pth")(images)
+    torch.manual_seed(0)
+    assert torch.equal(nets.load("tiny")(images), expected)
+
+
+def test_a_second_file_of_a_name_is_refused_and_the_first_kept(run, shipped, monkeypatch):
+    publish(run, monkeypatch)
+    before = (shipped / "tiny.pth").read_bytes()
+    outcome = publish(run, monkeypatch)
+    assert (outcome.code, (shipped / "tiny.pth").read_bytes()) == (2, before)
+    assert "a file of weights is made once" in outcome.err[-1]
+
+
+def test_what_cannot_be_tested_leaves_no_file(run, shipped, monkeypatch):
+    monkeypatch.setattr(publish_weights, "tested", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        publish_weights.main([str(run / "best.pth.tar"), "tiny"])
+    assert list(shipped.iterdir()) == []
+
+
+def test_a_damaged_file_is_refused(run, shipped, monkeypatch):
+    publish(run, monkeypatch)
+    (shipped / "tiny.pth").write_bytes((shipped / "tiny.pth").read_bytes()[:-1])
+    outcome = call(test_script.main, "--weights", "tiny")
+    assert outcome.code == 2
+    assert "tiny.pth is damaged" in outcome.err[-1]
+
+
+def test_an_unknown_name_is_refused_with_those_there_are(run, shipped, monkeypatch):
+    publish(run, monkeypatch)
+    outcome = call(test_script.main, "--weights", "huge")
+    assert outcome.code == 2
+    assert "'huge' (choose from" in outcome.err[-1]
+
+
+def test_either_a_checkpoint_or_a_shipped_net_is_tested(run, shipped, monkeypatch):
+    publish(run, monkeypatch)
+    outcome = call(test_script.main, run / "best.pth.tar", "--weights", "tiny")
+    assert outcome.code == 2
