@@ -34,7 +34,18 @@ LEGEND = """
 Marks: (paper) text or figures; (quoted) by another publication; (memory) unverified, do not quote; (unknown) not found.
 Here: mean ± deviation over n seeds; "-": not run; `--precise_bn N`: tested with the statistics of N training batches.
 """
-PAGE = "# The paper's tables, and our runs of their rows\n\n{}\n# Every run that was kept\n\n{}"
+PAGE = """# The paper's tables, and our runs of their rows
+
+{}
+# BNTT against others on the same data
+
+Accuracy of BNTT minus that of the other, in points: the mean over runs of the same seed, data, time-steps, epochs and
+batches, with the 95 % interval of a paired t-test from two seeds on. An interval around 0 does not say which is better.
+
+{}
+# Every run that was kept
+
+{}"""
 # What makes a run a run of the paper's row; and what changes no number, and may differ between seeds.
 ROW = ("dataset", "arch", "norm", "num_steps", "encoding", "spike_order", "dvs_split", "limit_train", "limit_test")
 FREE = re.compile(
@@ -42,6 +53,20 @@ FREE = re.compile(
     r"engine|save_memory|save_every|train_display_freq|test_display_freq)[ =]('[^']*'|\S+))(?= |$)"
 )
 OTHER_RUN = re.compile(r"\S*?([^/\s]+)/seed\d+/best\.pth\.tar")  # that a run started from
+# Runs that agree in these differ in their method alone: norm, neuron, and an optimizer chosen for it.
+PROTOCOL = (
+    "dataset",
+    "arch",
+    "num_steps",
+    "encoding",
+    "img_size",
+    "limit_train",
+    "limit_test",
+    "num_epochs",
+    "batch_size",
+)
+METHOD = {"norm": "bntt", "neuron": "lif", "spike_order": "integrate_first", "init_from": None}
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
 COUNT, PERCENT = (int, 1, 10**9), (float, 0, 100)  # type, least, most
 BOTH = {"dataset": str, "arch": str, "norm": str, "num_steps": COUNT, "seed": (int, 0, 2**64)}
 RESULT = BOTH | {"test_acc": PERCENT, "count": COUNT, "epoch": COUNT, "train_images": COUNT}
@@ -131,6 +156,34 @@ def mean_and_deviation(values, form=".2f"):
     return f"{statistics.mean(values):{form}}" + (f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else "")
 
 
+def paired(ours, theirs):
+    """(mean difference, half its 95 % interval or None, n) over the seeds that {seed: accuracy} share; None if none."""
+    pairs = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    if not pairs:
+        return None
+    n, half = len(pairs), None
+    if n > 1:
+        half = (T_95[n - 2] if n - 1 <= len(T_95) else 1.96) * statistics.stdev(pairs) / n**0.5
+    return statistics.mean(pairs), half, n
+
+
+def comparisons(found):
+    """A row for each folder of runs that another one of the same protocol with BNTT can be set beside."""
+    rows, accuracies = [], {name: {run["seed"]: run["test_acc"] for run in runs} for name, runs in found.items()}
+    protocol = {name: tuple(runs[0]["config"].get(key) for key in PROTOCOL) for name, runs in found.items()}
+    method = {name: {k: runs[0]["config"].get(k, v) for k, v in METHOD.items()} for name, runs in found.items()}
+    for one, other in itertools.permutations(found, 2):
+        differs = [str(method[other][key]) for key in METHOD if method[other][key] != METHOD[key]]
+        if method[one] != METHOD or not differs or protocol[one] != protocol[other]:
+            continue
+        if pair := paired(accuracies[one], accuracies[other]):
+            mean, half, n = pair
+            interval = f"{mean - half:+.2f} to {mean + half:+.2f}" if half is not None else "-"
+            holds = "-" if half is None or mean - half <= 0 <= mean + half else "better" if mean > 0 else "worse"
+            rows.append([f"[{one}]({one})", f"[{other}]({other})", f"{mean:+.2f}", interval, str(n), holds])
+    return table(["BNTT", "other", "difference", "95 % interval", "seeds", "BNTT is"], rows)
+
+
 def table(heads, rows):
     """Rows of cells as Markdown, below a row of heads."""
     return "".join(f"| {' | '.join(row)} |\n" for row in (heads, ["---"] * len(heads), *rows))
@@ -188,7 +241,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
     found, own = read_runs(args.results), args.results / "paper.csv"
     paper = read_paper(own if own.exists() else ROOT / "results" / "paper.csv", found, args.results)
-    new = {args.results / "README.md": PAGE.format(paper_table(paper, found, ""), kept_runs(found, args.results))}
+    new = {
+        args.results / "README.md": PAGE.format(
+            paper_table(paper, found, ""), comparisons(found), kept_runs(found, args.results)
+        )
+    }
     if readme := args.readme or (ROOT / "README.md" if args.results.resolve() == ROOT / "results" else None):
         parts = re.fullmatch(f"(.*{START}).*?({END}.*)", text := read(readme, str), re.DOTALL)
         if not parts or text.count(START) > 1:

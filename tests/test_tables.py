@@ -115,6 +115,49 @@ def test_mean_deviation_and_n_over_seeds(place):
     assert place.cells()[3] == "[91.33 ± 1.53](results/run) (n = 3)"  # sqrt((1.33^2 + 0.33^2 + 1.67^2) / 2)
 
 
+def rows_of(place, head):
+    """Cells of the rows of a table of the page of results, by its first head."""
+    assert place.call().code == 0
+    page = (place.results / "README.md").read_text()
+    lines = page.split(f"| {head} |")[1].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_bntt_and_another_are_compared_by_the_runs_of_one_seed(place):
+    for seed, ours, theirs in ((0, 90.0, 80.0), (1, 91.0, 82.0), (2, 93.0, 85.0), (3, 50.0, None)):
+        place.run(seed=seed, test_acc=ours)
+        if theirs:
+            place.run("rival", seed, command=f"{COMMAND} --norm bn", test_acc=theirs)
+    # differences 10, 9, 8: deviation 1, and t of 2 degrees of freedom is 4.303
+    cells = ["[run](run)", "[rival](rival)", "+9.00", "+6.52 to +11.48", "3", "better"]
+    assert rows_of(place, "BNTT") == [cells]
+
+
+def test_an_interval_around_zero_and_one_seed_do_not_say_which_is_better(place):
+    for seed, ours, theirs in ((0, 90.0, 91.0), (1, 91.0, 89.0)):
+        place.run(seed=seed, test_acc=ours)
+        place.run("close", seed, command=f"{COMMAND} --norm bn", test_acc=theirs)
+    place.run("single", 0, command=f"{COMMAND} --norm none", test_acc=10.0)
+    assert [row[2:] for row in rows_of(place, "BNTT")] == [
+        ["+0.50", "-18.56 to +19.56", "2", "-"],
+        ["+80.00", "-", "1", "-"],
+    ]
+
+
+@pytest.mark.parametrize("flags", ["--num_steps 10", "--limit_train 500", "--num_epochs 3", "--norm bntt --lr 0.2"])
+def test_runs_of_another_protocol_and_of_bntt_itself_are_not_compared(place, flags):
+    place.run()
+    place.run("other", command=f"{COMMAND} --norm bn {flags}")
+    assert rows_of(place, "BNTT") == []
+
+
+@pytest.mark.parametrize("flags", ["--neuron plif", "--norm none --neuron plif", "--spike_order fire_first"])
+def test_another_neuron_or_order_is_another_method(place, flags):
+    place.run()
+    place.run("other", command=f"{COMMAND} {flags}")
+    assert [row[:2] for row in rows_of(place, "BNTT")] == [["[run](run)", "[other](other)"]]
+
+
 def test_the_early_exit(place):
     place.run(early_exit={})
     assert place.cells()[3] == "[90.00](results/run) (n = 1)<br>exit at 20: 89.00"
