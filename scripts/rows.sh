@@ -95,13 +95,9 @@ compare() { # the name of BNTT's runs, a technique, a config, more flags: the sa
     bntt) run "$name" --config "$config" "$@" ;;
     plif_bn) run "${name}_plif_bn" --config "$config" --neuron plif --norm bn "$@" ;;
     ann) run "${name}_ann" --config "${config%.yaml}_ann.yaml" "$@" ;;
-    hybrid) # from the converted net; lr and epochs are ours
-        case $budget in
-        full) set -- --num_steps 100 --num_epochs 20 "$@" ;;
-        mini) set -- --num_steps 16 "$@" ;; # a converted net is silent at T = 4, so that nothing would be learnt
-        esac
-        run "${name}_hybrid" --config "$config" --norm none --neuron learnt_lif --leak_mem 0.99 --optimizer adam \
-            --lr 0.0001 --init_from "$results/${name}_conversion/seed{seed}/best.pth.tar" "$@"
+    hybrid)
+        run "${name}_hybrid" --config "${config%.yaml}_hybrid.yaml" \
+            --init_from "$results/${name}_conversion/seed{seed}/best.pth.tar" "$@"
         ;;
     *) run "${name}_$technique" --config "$config" --norm "$technique" "$@" ;;
     esac
