@@ -7,7 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from encoders import require
-from model import BN_EPS, BN_MOMENTUM, LIF, NoNorm, SharedBN, SpikingVGG
+from model import BN_EPS, BN_MOMENTUM, BNTT, LIF, SURROGATE_ALPHA, NoNorm, SharedBN, SpikingVGG
 
 
 class TdBN(SharedBN):
@@ -57,6 +57,22 @@ class TEBN(TdBN):
         return self.scale[:T] * self.shared.bias
 
 
+class BetaBNTT(BNTT):
+    """BNTT with a beta for each step and channel, which starts at 0: the paper (3.2) leaves it out of eq. 9."""
+
+    def __init__(self, num_steps, features, spatial):
+        super().__init__(num_steps, features, spatial)
+        for bn in self:
+            bn.bias = nn.Parameter(torch.zeros(features))
+
+    def beta(self, T):
+        return torch.stack([bn.bias for bn in self.batch_norms(T)])
+
+    def affine(self, T):
+        a, b = super().affine(T)
+        return a, b + self.beta(T)
+
+
 class LayerNorm(nn.GroupNorm):
     """Layer norm (Ba, Kiros & Hinton 2016): gamma * (x - mu) / sqrt(var + eps) + beta.
 
@@ -90,6 +106,35 @@ class IF(LIF):
     def set_extra_state(self, state):
         require(float(state) > 0, f"a threshold must be a positive number, got {float(state)}")
         self.threshold = float(state)
+
+
+class HardReset(LIF):
+    """LIF whose membrane is 0 after a spike: u <- leak * u + current; spike = 1[u > threshold]; u <- u * (1 - spike).
+
+    The paper (3.1) prefers the soft reset, which keeps what is above the threshold. The reset carries no gradient
+    here either. ValueError for another order than integrate_first.
+    """
+
+    def __init__(self, leak, threshold=1.0, spike_order="integrate_first"):
+        require(spike_order == "integrate_first", f"a hard reset belongs to integrate_first, got {spike_order!r}")
+        super().__init__(leak, threshold, spike_order)
+
+    def step(self, current, membrane):
+        membrane = self.leak * membrane + current
+        spikes = self.fire(membrane)
+        return spikes, membrane * (1 - spikes.detach())
+
+
+class ScaledSurrogate(LIF):
+    """LIF with another alpha in eq. 8, the height of the surrogate gradient."""
+
+    def __init__(self, leak, threshold=1.0, spike_order="integrate_first", alpha=SURROGATE_ALPHA):
+        super().__init__(leak, threshold, spike_order)
+        self.alpha = alpha
+
+    def fire(self, membrane):
+        spikes = super().fire(membrane)
+        return spikes.detach() + self.alpha / SURROGATE_ALPHA * (spikes - spikes.detach())
 
 
 class PLIF(LIF):

@@ -141,7 +141,7 @@ def main(argv=None):
     device = utill.pick_device(args.device)
     args.amp = utill.pick_amp(device, args.amp)
     known, settings = nets.known_data(checkpoint), checkpoint.get("config", {})
-    if args.policy == "gamma" and args.norm != "bntt":
+    if args.policy == "gamma" and args.norm not in nets.OF_STEPS:
         own = " or ".join(exits.POLICIES)
         raise UserError(f"a net with --norm {args.norm} has no gamma per time-step: choose --policy {own}")
     if args.policy != "gamma" and not settings.get("val_fraction"):

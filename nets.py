@@ -17,7 +17,7 @@ import fused
 import runs
 import utill
 from arguments import fraction, positive_float, size, unit_float
-from baselines import ANN, IF, PLIF, TEBN, LayerNorm, LearntLIF, TdBN
+from baselines import ANN, IF, PLIF, TEBN, BetaBNTT, HardReset, LayerNorm, LearntLIF, ScaledSurrogate, TdBN
 from encoders import ENCODERS
 from model import ARCHS, BNTT, LIF, NoNorm, SharedBN, SpikingVGG
 from utill import DataFacts, UserError, reading
@@ -29,8 +29,11 @@ NORMS = {  # args -> the norm as SpikingVGG takes it
     "tdbn": lambda args: partial(TdBN, threshold=args.threshold),
     "tebn": lambda args: TEBN,
     "ln": lambda args: LayerNorm,
+    "bntt_beta": lambda args: BetaBNTT,
 }
-NEURONS = {"lif": LIF, "plif": PLIF, "if": IF, "learnt_lif": LearntLIF}
+OF_STEPS = ("bntt", "bntt_beta")  # with a BatchNorm of its own at each time-step
+NEURONS = {"lif": LIF, "plif": PLIF, "if": IF, "learnt_lif": LearntLIF, "hard_reset": HardReset}
+NEURONS |= {f"alpha_{alpha:g}": partial(ScaledSurrogate, alpha=alpha) for alpha in (0.1, 1.0)}
 ANNS = {"vgg9_ann": "vgg9", "vgg11_ann": "vgg11"}  # the same nets without spikes
 # Flags of an ANN: what they are, and those of a spiking neuron, which stay at their defaults.
 OF_ANN = {"num_steps": 1, "norm": "none", "encoding": "direct"}
@@ -99,7 +102,7 @@ def check_weights(args, checkpoint, facts):
     """UserError unless the checkpoint's weights are those of the net asked for. Allocates no weights."""
     state, another = checkpoint["state_dict"], f"{args.checkpoint} holds another net than {args.arch} as asked for"
     asked, steps = args.num_steps, norm_of(state)[1] or 0
-    if args.norm in ("bntt", "tebn") and asked != steps:  # before that many steps are built
+    if args.norm in (*OF_STEPS, "tebn") and asked != steps:  # before that many steps are built
         hint = ": leave --num_steps out, or train a net of so many with --init_from" if steps else ""
         if asked < steps:
             hint = f": --steps {asked} of test.py runs only the first {asked} time-step{'s' * (asked > 1)}"

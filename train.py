@@ -18,6 +18,7 @@ result.json as one line.
 
 import argparse
 import contextlib
+import copy
 import functools
 import itertools
 import json
@@ -36,7 +37,7 @@ import nets
 import runs
 import utill
 from arguments import fraction, nonnegative_float, positive_float, positive_int
-from model import BN_MOMENTUM
+from model import BNTT, SharedBN
 from utill import UserError
 
 
@@ -68,7 +69,7 @@ def parse_args(argv=None):
     add("--weight_decay", default=1e-4, type=nonnegative_float, help="weight decay")
     own = "weight decay of what a norm learns: gamma (default: that of all)"
     add("--gamma_weight_decay", default=None, type=nonnegative_float, help=own)
-    precise = "bntt: average running statistics over BATCHES training batches for testing"
+    precise = "average running statistics over BATCHES training batches for testing"
     add("--precise_bn", default=None, type=positive_int, metavar="BATCHES", help=precise)
     add("--data_on_device", action="store_true", help="keep the data on the device; no loading processes")
     add("--cuda_graph", action="store_true", help="replay the training step as one CUDA graph (fused engine on a GPU)")
@@ -83,7 +84,7 @@ def parse_args(argv=None):
     same = "the same bits in every run on a GPU, at some cost (a CPU gives them anyway)"
     add("--deterministic", action="store_true", help=same)
     args = arguments.parse_with_config(parser, argv)
-    if args.norm != "bntt":
+    if args.norm in ("none", "ln"):
         args.precise_bn = None
     return args
 
@@ -179,24 +180,35 @@ def train_epoch(run, step, loader, args, signals):
 
 @torch.no_grad()
 def average_statistics(run, loader, args):
-    """Replace BNTT's running statistics by their average over the first --precise_bn training batches.
+    """Replace running statistics by their average over the first --precise_bn training batches.
 
     The running average remembers some ten batches: too few where an input is rarely other than zero, as a
-    border pixel of MNIST. ("Precise BN", Wu & Johnson 2021; not in the paper.) Training does not see them.
+    border pixel of MNIST. One BatchNorm of all time-steps remembers the last of them most: here all count alike.
+    ("Precise BN", Wu & Johnson 2021; not in the paper.) Training does not see them.
     """
-    norms = [bn for layer in run.net.layers() for bn in layer.norm]
-    counts = [bn.num_batches_tracked.clone() for bn in norms]
-    run.net.train()
+    net, T = copy.deepcopy(run.net), run.net.num_steps
+    for name, layer in zip(net._norms.values(), net.layers(), strict=True):
+        if isinstance(layer.norm, SharedBN) and layer.norm.per_step:  # the same outputs, statistics of each step
+            own = BNTT(T, len(layer.synapse.weight), isinstance(layer.synapse, torch.nn.Conv2d))
+            for bn in own:
+                bn.load_state_dict(layer.norm.shared.state_dict())
+            setattr(net, name, own.to(layer.synapse.weight))
+    norms = [{id(bn): bn for bn in layer.norm.batch_norms(T)}.values() for layer in net.layers()]
+    net.train()
     utill.seed_stream(args.seed, 2, run.epoch)
     loader.set_epoch(run.epoch)
     for i, (images, _) in enumerate(itertools.islice(loader, args.precise_bn), start=1):
-        for bn in norms:
+        for bn in itertools.chain(*norms):
             bn.momentum = 1 / i
         with utill.autocast(run.device, args.amp):
-            run.net(images.to(run.device))
-    for bn, count in zip(norms, counts, strict=True):
-        bn.momentum = BN_MOMENTUM
-        bn.num_batches_tracked.copy_(count)
+            net(images.to(run.device))
+    for layer, found in zip(run.net.layers(), norms, strict=True):
+        mine = list({id(bn): bn for bn in layer.norm.batch_norms(T)}.values())
+        for key in ("running_mean", "running_var"):
+            values = torch.stack([getattr(bn, key) for bn in found])
+            values = values if len(mine) == len(values) else values.mean(0, keepdim=True)
+            for bn, value in zip(mine, values, strict=True):
+                getattr(bn, key).copy_(value)
 
 
 def end_epoch(run, loaders, judge, args, signals, mean, acc):

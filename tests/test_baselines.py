@@ -10,7 +10,19 @@ import torch.nn.functional as F
 from test_fused import assert_alive, assert_equal, make_net, run, tiny_archs  # noqa: F401 (a fixture)
 
 import fused
-from baselines import ANN, IF, PLIF, TEBN, LayerNorm, LearntLIF, TdBN, dropout
+from baselines import (
+    ANN,
+    IF,
+    PLIF,
+    TEBN,
+    BetaBNTT,
+    HardReset,
+    LayerNorm,
+    LearntLIF,
+    ScaledSurrogate,
+    TdBN,
+    dropout,
+)
 from encoders import DirectEncoder
 from model import BNTT, LIF, SpikingNet, SpikingVGG, SurrogateSpike, each_step
 from utill import SpikeMeter
@@ -248,6 +260,73 @@ def test_an_ann_drops_neurons_where_no_pool_follows_and_in_training_alone(tiny_a
         without = {layer.name for layer in net.layers() if isinstance(layer.pool, nn.Identity)}
         assert dropped == (without if training else set())
         assert 0 < len(without) < len(net.layers())
+
+
+# ---- A beta, a hard reset, another alpha ---------------------------------------------------------
+
+
+def beta_net(**options):
+    net = make_net(norm=BetaBNTT, T=6, **options)
+    torch.manual_seed(5)
+    for layer in net.layers():
+        for bn in layer.norm:
+            nn.init.uniform_(bn.bias, -0.2, 0.4)
+    return net
+
+
+def test_bntt_with_a_beta_is_a_batch_norm_for_each_step():
+    norm = BetaBNTT(3, 4, True).double()
+    assert all((bn.bias == 0).all() for bn in norm)
+    nn.init.constant_(norm[1].bias, 0.7)
+    x = torch.randn(3, 5, 4, 2, 2, **DOUBLE)
+    expected = [F.batch_norm(step, None, None, training=True, eps=1e-4) for step in x]
+    torch.testing.assert_close(norm(x), torch.stack([expected[0], expected[1] + 0.7, expected[2]]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_bntt_with_a_beta_runs_fused_as_plain(training):
+    images, labels = torch.randn(3, 3, 8, 8, **DOUBLE) * 2, torch.arange(3)
+    plain = run(beta_net().train(training), images, labels)
+    assert_equal(plain, run(fused.attach(beta_net().train(training)), images, labels))
+    assert plain[1]["bntt1.0.bias"].abs().max() > 0
+
+
+def test_after_a_spike_a_hard_reset_leaves_no_membrane():
+    neuron = HardReset(0.5)
+    spikes, membrane = neuron(torch.tensor([[0.8], [0.9], [0.6], [3.0]]))
+    # 0.8; 0.4 + 0.9 = 1.3 fires and leaves 0; 0.6; 0.3 + 3 fires
+    assert (spikes.flatten().tolist(), membrane.tolist()) == ([0, 1, 0, 1], [0])
+
+
+def test_the_gradient_of_a_hard_reset_is_that_of_a_loop():
+    currents = torch.tensor([0.8, 0.9, 0.6, 0.9], requires_grad=True, **DOUBLE)
+    spikes, _ = HardReset(0.5)(currents[:, None])
+    spikes.sum().backward()
+    u, back = [0.8, 1.3, 0.6, 1.2], [0.0] * 5
+    for t in (3, 2, 1, 0):  # what comes after a spike does not depend on what came before
+        kept = 0.0 if u[t] > 1 else 1.0
+        back[t] = 0.3 * (1 - abs(u[t] - 1)) + 0.5 * kept * back[t + 1]
+    torch.testing.assert_close(currents.grad, torch.tensor(back[:4], **DOUBLE))
+
+
+def test_a_hard_reset_firing_first_is_refused():
+    with pytest.raises(ValueError, match="a hard reset belongs to integrate_first"):
+        HardReset(0.5, spike_order="fire_first")
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0])
+def test_another_alpha_scales_the_surrogate_and_no_spike(alpha):
+    membranes = torch.linspace(-1, 3, 41, requires_grad=True, **DOUBLE)
+    spikes = ScaledSurrogate(0.9, 0.8, alpha=alpha).fire(membranes)
+    spikes.sum().backward()
+    assert torch.equal(spikes, (membranes > 0.8).double())
+    expected = alpha / 0.8 * (1 - (membranes.detach() / 0.8 - 1).abs()).clamp(min=0)
+    torch.testing.assert_close(membranes.grad, expected)
+
+
+@pytest.mark.parametrize("kind", [HardReset, ScaledSurrogate])
+def test_the_engine_declines_these_neurons_in_one_sentence(kind):
+    assert fused.why_not(make_net(neuron=kind)) == f"the fused engine does not know the neuron {kind.__name__}"
 
 
 # ---- PLIF ------------------------------------------------------------------------------------

@@ -670,8 +670,25 @@ def test_precise_bn_is_the_average_over_so_many_batches(engine, tmp_path):
     torch.testing.assert_close(state["state_dict"]["bntt1.1.running_mean"], torch.stack(means[:3]).mean(0))
 
 
-def test_precise_bn_leaves_a_shared_bn_alone(tmp_path):
+@pytest.mark.parametrize("engine", ["plain", "fused"])
+def test_precise_bn_of_one_batch_norm_is_the_average_over_all_time_steps_too(engine, tmp_path):
+    flags = f"--num_epochs 1 --limit_train 64 --encoding direct --precise_bn 3 --norm bn --engine {engine}"
+    assert train_synthetic(tmp_path, flags).code == 0
+    net, found = nets.load(tmp_path / "last.pth.tar", engine="plain"), []
+    shared = net.bntt2.shared
+    saved, moments = [shared.running_mean.clone(), shared.running_var.clone()], []
+    net.conv2.register_forward_hook(lambda m, x, y: found.append([y.mean((0, 2, 3)), y.var((0, 2, 3))]))
+    loader = data.build_loaders(train.parse_args(words([SYNTHETIC, flags]))).train
+    for images, _ in list(loader)[:3]:
+        net.train()(images)
+    assert len(found) == 3 * net.num_steps
+    moments = [torch.stack(values).mean(0) for values in zip(*found, strict=True)]
+    torch.testing.assert_close(saved, moments, rtol=1e-4, atol=1e-5)
+
+
+def test_precise_bn_leaves_counts_and_momentum_alone(tmp_path):
     for name, flags in (("plain", ""), ("precise", "--precise_bn 2")):
         assert train_synthetic(tmp_path / name, "--norm bn", flags).code == 0
-    states = [torch.load(tmp_path / name / "last.pth.tar", weights_only=True) for name in ("plain", "precise")]
-    assert all(torch.equal(states[0]["state_dict"][name], tensor) for name, tensor in states[1]["state_dict"].items())
+    plain, precise = (torch.load(tmp_path / name / "last.pth.tar", weights_only=True) for name in ("plain", "precise"))
+    for name, tensor in plain["state_dict"].items():
+        assert torch.equal(precise["state_dict"][name], tensor) is not name.endswith(("running_mean", "running_var"))
