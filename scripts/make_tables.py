@@ -3,6 +3,7 @@
     python scripts/make_tables.py            # after a run has been added
     python scripts/make_tables.py --check    # exits with 1 if one of the two files is not up to date
     python scripts/make_tables.py --results DIR    # runs kept elsewhere: writes DIR/README.md alone
+    python scripts/make_tables.py --results results/recipes --held_out    # by accuracy on images held out of training
 
 What the paper says is in results/paper.csv, each value with its source. If a line names `runs`, results/<runs>/seed<k>/
 stand beside it, and must be what its `command` trains. Runs of one folder have one command, but for the seed.
@@ -44,6 +45,11 @@ batches, with the 95 % interval of a paired t-test from two seeds on. An interva
 
 {}
 # Every run that was kept
+
+{}"""
+HELD_OUT = """# Recipes, by accuracy on the images held out of training
+
+Held out: {}. Recipes are chosen by them, never by test images.
 
 {}"""
 # What makes a run a run of the paper's row; and what changes no number, and may differ between seeds.
@@ -123,7 +129,8 @@ def read_run(folder):
     run["exit"] = read(exits, keys=EXIT) if exits.exists() else {}
     agree(folder, ("num_steps", "count"), "result.json", run, "early_exit.json", run["exit"])
     log = read(log, lambda text: [json.loads(line) for line in text.splitlines()]) if log.exists() else []
-    return run | {"spikes": {line.get("epoch"): line.get("spikes_per_image") for line in log}.get(run["epoch"])}
+    found = {line.get("epoch"): line for line in log}.get(run["epoch"], {})
+    return run | {"spikes": found.get("spikes_per_image"), "val_acc": found.get("val_acc"), "log": log}
 
 
 def read_runs(results):
@@ -232,14 +239,44 @@ def kept_runs(found, results):
     return table(heads, rows) + commands
 
 
+def write(pages, check):
+    """Write {path: text} where a file says something else, or with `check` only say so. Returns the exit status."""
+    stale = [path for path in pages if not path.exists() or read(path, str) != pages[path]]
+    for path in stale:
+        print(f"{path} is {'not up to date: run python scripts/make_tables.py' if check else 'written'}")
+        if not check:
+            write_text(path, pages[path])
+    return int(check and bool(stale))
+
+
+def recipes(found):
+    """The page of runs by their accuracy on the images held out, best first; UserError where some have none."""
+    if wrong := [name for name, runs in found.items() if any(run["val_acc"] is None for run in runs)]:
+        raise UserError(f"{wrong[0]}: its runs held no images out (--val_fraction)")
+    heads = ["recipe", "held out, %", "seeds", "training, % (last epoch)", "images trained on", "epochs", "command"]
+    rows = []
+    for name, runs in sorted(found.items(), key=lambda item: -statistics.mean(run["val_acc"] for run in item[1])):
+        accuracies = mean_and_deviation([run["val_acc"] for run in runs])
+        trained = mean_and_deviation([run["log"][-1]["train_acc"] for run in runs])
+        told = [f"{runs[0]['train_images']:,}", str(runs[0]["config"]["num_epochs"]), f"`{runs[0]['command']}`"]
+        rows.append([name, f"[{accuracies}]({name})", str(len(runs)), trained, *told])
+    fraction = {run["config"]["val_fraction"] for runs in found.values() for run in runs}
+    return HELD_OUT.format(", ".join(f"{x:g} of the training images" for x in sorted(fraction)), table(heads, rows))
+
+
 @entry_point
 def main(argv=None):
     parser = ArgumentParser(__doc__.splitlines()[0])
     parser.add_argument("--readme", type=Path, help="file that holds the paper's rows (default: that of our results)")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the runs")
+    parser.add_argument(
+        "--held_out", action="store_true", help="a page of the runs alone, by accuracy on images held out"
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is stale")
     args = parser.parse_args(argv)
     found, own = read_runs(args.results), args.results / "paper.csv"
+    if args.held_out:
+        return write({args.results / "README.md": recipes(found)}, args.check)
     paper = read_paper(own if own.exists() else ROOT / "results" / "paper.csv", found, args.results)
     new = {
         args.results / "README.md": PAGE.format(
@@ -252,12 +289,7 @@ def main(argv=None):
             raise UserError(f"{readme} must have {START.strip()} and, below it, {END} once")
         bntt = [row for row in paper if row["command"] and flags_of(row["command"], row["row"]).get("norm") == "bntt"]
         new[readme] = parts[1] + paper_table(bntt, found, "results/") + parts[2]
-    stale = [path for path in new if not path.exists() or read(path, str) != new[path]]
-    for path in stale:
-        print(f"{path} is {'not up to date: run python scripts/make_tables.py' if args.check else 'written'}")
-        if not args.check:
-            write_text(path, new[path])
-    return int(args.check and bool(stale))
+    return write(new, args.check)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/rows.sh
-results=${RESULTS:-results}/recipes
-rows="base lr_5e-4 lr_2e-3 lr_4e-3 wd_0.1 batch_32 batch_128 tet logit_scale_2 sgd_0.1 sgd_0.3"
+results=${RESULTS:-results}/recipes page=--held_out
+rows="base lr_5e-4 lr_2e-3 wd_0.1 batch_32 batch_128 tet logit_scale_2 gamma_wd_0 smooth_0.1 warm_0.5 sgd_0.1 sgd_0.3"
 
 recipe() {
     local flags=()
@@ -16,6 +16,9 @@ recipe() {
     lr_*) flags=(--lr "${1#lr_}") ;;
     wd_*) flags=(--weight_decay "${1#wd_}") ;;
     batch_*) flags=(--batch_size "${1#batch_}") ;;
+    gamma_wd_*) flags=(--gamma_weight_decay "${1#gamma_wd_}") ;;
+    smooth_*) flags=(--label_smoothing "${1#smooth_}") ;;
+    warm_*) flags=(--warmup_epochs "${1#warm_}" --lr_schedule cosine_steps) ;;
     tet) flags=(--loss tet) ;;
     logit_scale_*) flags=(--logit_scale "${1#logit_scale_}") ;;
     sgd_*) flags=(--optimizer sgd --weight_decay 0.0005 --lr "${1#sgd_}") ;;

@@ -302,3 +302,35 @@ def test_check_finds_what_is_stale_and_writing_twice_changes_nothing(place):
     place.readme.write_text(written)
     (folder / "result.json").write_text(json.dumps(RESULT | {"test_acc": 12.0}))
     assert place.call("--check").code == 1
+
+
+# ---- Recipes -------------------------------------------------------------------------------------
+
+
+def recipe(place, name, val_acc, *flags):
+    folder = place.run(name, command=" ".join([COMMAND, "--val_fraction 0.02", *flags]))
+    line = {"epoch": 8, "train_acc": val_acc + 1, "val_acc": val_acc}
+    (folder / "log.jsonl").write_text(json.dumps({k: v for k, v in line.items() if v is not None}) + "\n")
+
+
+def test_the_page_of_recipes_is_up_to_date():
+    outcome = call(make_tables.main, "--results", ROOT / "results" / "recipes", "--held_out", "--check")
+    assert outcome.code == 0, outcome.out or outcome.err
+
+
+def test_recipes_stand_by_their_accuracy_on_images_held_out(place):
+    recipe(place, "base", 51.0)
+    recipe(place, "faster", 53.5, "--lr 0.5")
+    assert call(make_tables.main, "--results", place.results, "--held_out").code == 0
+    page = (place.results / "README.md").read_text()
+    rows = [line.split(" | ")[:4] for line in page.splitlines() if line.startswith("| ")][2:]
+    assert rows == [["| faster", "[53.50](faster)", "1", "54.50"], ["| base", "[51.00](base)", "1", "52.00"]]
+    assert "Held out: 0.02 of the training images" in page
+
+
+def test_a_recipe_that_held_no_images_out_is_refused(place):
+    recipe(place, "base", 51.0)
+    place.run("without")
+    outcome = call(make_tables.main, "--results", place.results, "--held_out")
+    assert (outcome.code, (place.results / "README.md").exists()) == (2, False)
+    assert "without: its runs held no images out" in outcome.err[-1]
