@@ -302,6 +302,18 @@ def build_loaders(args, train=True, facts=None, split_seed=None):
     return Loaders(train_loader, val_loader, test_loader, facts, raw.record or {})
 
 
+def trained_on(args, settings, **known):
+    """Loader of the images, and augmented as, a training with these settings (the config in a checkpoint) saw.
+
+    args, known: as for `build_loaders` of its test. Raises UserError.
+    """
+    args = copy.copy(args)
+    args.val_fraction, args.limit_train = settings.get("val_fraction") or 0.0, settings.get("limit_train")
+    args.augment = settings.get("augment")
+    args.seed = settings.get("seed", args.seed)
+    return build_loaders(args, **known).train
+
+
 def held_out(args, settings, **known):
     """Loader of the images that a training with these settings (the config in a checkpoint) held out; None if none.
 

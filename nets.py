@@ -4,7 +4,9 @@ A new norm or neuron is a class of its own (see baselines.py) and one row here; 
 chains of layers in model.py.
 """
 
+import copy
 import hashlib
+import itertools
 import json
 import re
 from functools import partial
@@ -32,6 +34,7 @@ NORMS = {  # args -> the norm as SpikingVGG takes it
     "bntt_beta": lambda args: BetaBNTT,
 }
 OF_STEPS = ("bntt", "bntt_beta")  # with a BatchNorm of its own at each time-step
+WITHOUT_STATISTICS = ("none", "ln")
 NEURONS = {"lif": LIF, "plif": PLIF, "if": IF, "learnt_lif": LearntLIF, "hard_reset": HardReset}
 NEURONS |= {f"alpha_{alpha:g}": partial(ScaledSurrogate, alpha=alpha) for alpha in (0.1, 1.0)}
 ANNS = {"vgg9_ann": "vgg9", "vgg11_ann": "vgg11"}  # the same nets without spikes
@@ -330,6 +333,41 @@ def _layers(names, state):
     parted = {name.split(".")[0] for name in state if name not in names}
     layers = {name: name.split(".")[0] for name in state if name in names}
     return ", ".join(dict.fromkeys(_short(name) if layer in parted else layer for name, layer in layers.items()))
+
+
+@torch.no_grad()
+def average_statistics(net, batches, amp="off"):
+    """Replace running statistics by their average over batches of training images [B, C, H, W].
+
+    The running average remembers some ten batches: too few where an input is rarely other than zero, as a
+    border pixel of MNIST. One BatchNorm of all time-steps remembers the last of them most: here all count alike.
+    ("Precise BN", Wu & Johnson 2021; not in the paper.)
+    """
+    twin, T = copy.deepcopy(net), net.num_steps
+    for name, layer in zip(twin._norms.values(), twin.layers(), strict=True):
+        if isinstance(layer.norm, SharedBN) and layer.norm.per_step:  # the same outputs, statistics of each step
+            own = BNTT(T, len(layer.synapse.weight), isinstance(layer.synapse, torch.nn.Conv2d))
+            for bn in own:
+                bn.load_state_dict(layer.norm.shared.state_dict())
+            setattr(twin, name, own.to(layer.synapse.weight))
+    measured, kept = ([_batch_norms(layer.norm, T) for layer in each.layers()] for each in (twin, net))
+    twin.train()
+    for i, images in enumerate(batches, start=1):
+        for bn in itertools.chain(*measured):
+            bn.momentum = 1 / i
+        with utill.autocast(images.device, amp):
+            twin(images)
+    for norms, found in zip(kept, measured, strict=True):
+        for key in ("running_mean", "running_var") if norms else ():
+            values = torch.stack([getattr(bn, key) for bn in found])
+            values = values if len(norms) == len(values) else values.mean(0, keepdim=True)
+            for bn, value in zip(norms, values, strict=True):
+                getattr(bn, key).copy_(value)
+
+
+def _batch_norms(norm, T):
+    """Those of T time-steps, each of them once."""
+    return list({id(bn): bn for bn in (norm.batch_norms(T) if hasattr(norm, "batch_norms") else [])}.values())
 
 
 def known_data(checkpoint):

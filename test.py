@@ -11,6 +11,7 @@ its settings, so the flags must name them.
 """
 
 import functools
+import itertools
 import json
 import statistics
 import sys
@@ -34,6 +35,8 @@ def parse_args(argv=None):
     add("--steps", default=None, type=arguments.positive_int, help="run only this many time-steps")
     draws = "test with this many Poisson draws: seeds SEED, SEED + 1, ..."
     add("--repeats", default=1, type=arguments.positive_int, help=draws)
+    precise = "first average running statistics over so many training batches"
+    add("--precise_bn", default=None, type=arguments.positive_int, metavar="BATCHES", help=precise)
     add("--image", default=None, nargs="+", type=arguments.path, metavar="FILE", help="classify these pictures instead")
     shipped = "a trained net that comes with the code, in place of CHECKPOINT"
     add("--weights", default=None, choices=list(nets.WEIGHTS), help=shipped)
@@ -43,6 +46,10 @@ def parse_args(argv=None):
     args, checkpoint = nets.parse_with_checkpoint(parser, argv, nets.weights_file(name) if name else None)
     if args.repeats > 1 and not nets.ENCODERS[args.encoding].random:
         raise UserError(f"--repeats: --encoding {args.encoding} draws nothing at random, so all would be the same")
+    if args.precise_bn and args.image:
+        raise UserError("--precise_bn takes the data set that the net was trained on, not pictures: leave out --image")
+    if args.precise_bn and args.norm in nets.WITHOUT_STATISTICS:
+        raise UserError(f"--precise_bn: a net with --norm {args.norm} has no running statistics: leave it out")
     if args.steps is not None and args.steps > args.num_steps:
         raise UserError(f"--steps must be at most {args.num_steps}, the time-steps the net was trained for")
     return args, checkpoint
@@ -84,6 +91,11 @@ def main(argv=None):
         print(json.dumps({"images": classify(net, loss, facts, args, device)}))
         return
 
+    if args.precise_bn:
+        loader = data.trained_on(args, checkpoint.get("config", {}), **known)
+        utill.seed_stream(args.seed, 2)
+        batches = itertools.islice(loader, args.precise_bn)
+        nets.average_statistics(net, (images.to(device) for images, _ in batches), args.amp)
     steps, runs = args.steps or args.num_steps, []
     for repeat in range(args.repeats):
         progress = functools.partial(tqdm, desc=f"test {repeat + 1}/{args.repeats}", disable=None, leave=False)
@@ -102,6 +114,7 @@ def main(argv=None):
     result = {
         "top1": statistics.mean(top1), "top1_std": deviation, "top5": statistics.mean(top5),
         "count": runs[0].count, "steps": steps, "num_steps": args.num_steps, "repeats": args.repeats,
+        "precise_bn": args.precise_bn,
     }  # fmt: skip
     print(json.dumps(result))
 

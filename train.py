@@ -18,7 +18,6 @@ result.json as one line.
 
 import argparse
 import contextlib
-import copy
 import functools
 import itertools
 import json
@@ -37,7 +36,6 @@ import nets
 import runs
 import utill
 from arguments import fraction, nonnegative_float, positive_float, positive_int
-from model import BNTT, SharedBN
 from utill import UserError
 
 
@@ -84,7 +82,7 @@ def parse_args(argv=None):
     same = "the same bits in every run on a GPU, at some cost (a CPU gives them anyway)"
     add("--deterministic", action="store_true", help=same)
     args = arguments.parse_with_config(parser, argv)
-    if args.norm in ("none", "ln"):
+    if args.norm in nets.WITHOUT_STATISTICS:
         args.precise_bn = None
     return args
 
@@ -178,39 +176,6 @@ def train_epoch(run, step, loader, args, signals):
     return float(run.losses.avg), 100 * float(run.rights.avg)
 
 
-@torch.no_grad()
-def average_statistics(run, loader, args):
-    """Replace running statistics by their average over the first --precise_bn training batches.
-
-    The running average remembers some ten batches: too few where an input is rarely other than zero, as a
-    border pixel of MNIST. One BatchNorm of all time-steps remembers the last of them most: here all count alike.
-    ("Precise BN", Wu & Johnson 2021; not in the paper.) Training does not see them.
-    """
-    net, T = copy.deepcopy(run.net), run.net.num_steps
-    for name, layer in zip(net._norms.values(), net.layers(), strict=True):
-        if isinstance(layer.norm, SharedBN) and layer.norm.per_step:  # the same outputs, statistics of each step
-            own = BNTT(T, len(layer.synapse.weight), isinstance(layer.synapse, torch.nn.Conv2d))
-            for bn in own:
-                bn.load_state_dict(layer.norm.shared.state_dict())
-            setattr(net, name, own.to(layer.synapse.weight))
-    norms = [{id(bn): bn for bn in layer.norm.batch_norms(T)}.values() for layer in net.layers()]
-    net.train()
-    utill.seed_stream(args.seed, 2, run.epoch)
-    loader.set_epoch(run.epoch)
-    for i, (images, _) in enumerate(itertools.islice(loader, args.precise_bn), start=1):
-        for bn in itertools.chain(*norms):
-            bn.momentum = 1 / i
-        with utill.autocast(run.device, args.amp):
-            net(images.to(run.device))
-    for layer, found in zip(run.net.layers(), norms, strict=True):
-        mine = list({id(bn): bn for bn in layer.norm.batch_norms(T)}.values())
-        for key in ("running_mean", "running_var"):
-            values = torch.stack([getattr(bn, key) for bn in found])
-            values = values if len(mine) == len(values) else values.mean(0, keepdim=True)
-            for bn, value in zip(mine, values, strict=True):
-                getattr(bn, key).copy_(value)
-
-
 def end_epoch(run, loaders, judge, args, signals, mean, acc):
     """The log line of the epoch that has been trained: its validation and, where it is due, its test."""
     steps = len(loaders.train)
@@ -219,7 +184,10 @@ def end_epoch(run, loaders, judge, args, signals, mean, acc):
     record["images_per_s"] = run.losses.count / run.epoch_seconds
     record["mean_gamma"] = {layer: gamma.mean().item() for layer, gamma in run.net.gammas().items()}
     if args.precise_bn:
-        average_statistics(run, loaders.train, args)
+        utill.seed_stream(args.seed, 2, run.epoch)
+        loaders.train.set_epoch(run.epoch)
+        batches = itertools.islice(loaders.train, args.precise_bn)
+        nets.average_statistics(run.net, (images.to(run.device) for images, _ in batches), args.amp)
     how = dict(device=run.device, loss=judge, seed=args.seed, amp=args.amp, progress=signals.watch)
     evaluate = functools.partial(utill.evaluate, run.net, **how)
     if loaders.val is not None:

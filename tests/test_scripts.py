@@ -595,6 +595,7 @@ BAD_INPUT = [
     ("CHECKPOINT good.tar --dataset synthetic", "classes"),
     ("CHECKPOINT good.tar --device gpu", "has no such device"),
     ("test good.tar --steps 4", "--steps must be at most 3"),
+    ("test good.tar --precise_bn 2 --image image.png", "--precise_bn takes the data set that the net was trained on"),
     ("test good.tar --image missing.png", "cannot read image missing.png"),
     ("test good.tar --image image.png image-half.png", "cannot read image image-half.png"),
     ("early_exit good.tar --figure empty/figure.xyz", "must end in one of"),
@@ -684,6 +685,24 @@ def test_precise_bn_of_one_batch_norm_is_the_average_over_all_time_steps_too(eng
     assert len(found) == 3 * net.num_steps
     moments = [torch.stack(values).mean(0) for values in zip(*found, strict=True)]
     torch.testing.assert_close(saved, moments, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["bntt", "bn", "tdbn"])
+def test_statistics_can_be_averaged_at_the_test_as_at_the_end_of_training(norm, tmp_path, monkeypatch):
+    flags = f"--num_epochs 1 --limit_train 64 --val_fraction 0.1 --encoding direct --norm {norm}"
+    assert train_synthetic(tmp_path / "later", flags).code == 0
+    assert train_synthetic(tmp_path / "trained", flags, "--precise_bn 3").code == 0
+    tested, evaluate = [], utill.evaluate
+    monkeypatch.setattr(
+        utill, "evaluate", lambda net, *args, **options: tested.append(net) or evaluate(net, *args, **options)
+    )
+    outcome = call(test_script.main, tmp_path / "later" / "best.pth.tar", "--precise_bn 3")
+    assert outcome.result["precise_bn"] == 3
+    expected = runs.load_checkpoint(tmp_path / "trained" / "best.pth.tar")["state_dict"]
+    before = runs.load_checkpoint(tmp_path / "later" / "best.pth.tar")["state_dict"]
+    for name, tensor in tested[0].state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)
+        assert torch.equal(tensor, before[name]) is not name.endswith(("running_mean", "running_var")), name
 
 
 def test_precise_bn_leaves_counts_and_momentum_alone(tmp_path):
