@@ -168,10 +168,15 @@ def paired(ours, theirs):
     pairs = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     if not pairs:
         return None
-    n, half = len(pairs), None
-    if n > 1:
-        half = (T_95[n - 2] if n - 1 <= len(T_95) else 1.96) * statistics.stdev(pairs) / n**0.5
-    return statistics.mean(pairs), half, n
+    return statistics.mean(pairs), student(pairs), len(pairs)
+
+
+def student(values):
+    """Half the 95 % interval of the mean of some values by Student's t; None of one value."""
+    n = len(values)
+    if n == 1:
+        return None
+    return (T_95[n - 2] if n - 1 <= len(T_95) else 1.96) * statistics.stdev(values) / n**0.5
 
 
 def comparisons(found):

@@ -6,7 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/rows.sh
-results=${RESULTS:-results}/recipes page=--held_out
+results=${RESULTS:-results}/recipes
+pages() { python scripts/make_tables.py --results "$results" --held_out; }
 rows="base lr_5e-4 lr_2e-3 wd_0.1 batch_32 batch_128 tet logit_scale_2 gamma_wd_0 smooth_0.1 warm_0.5 sgd_0.1 sgd_0.3"
 
 recipe() {

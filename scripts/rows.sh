@@ -1,7 +1,7 @@
 # Sourced by table1.sh ... table5.sh and digits.sh: reads their flags, and trains rows. Such a script names its $rows,
 # defines `recipe` (what one of them trains, at each $budget) and calls `train_rows "$@"`.
 # shellcheck shell=bash
-page="" budget=full seeds=${seeds:-0} data=${DATA:-data} results=${RESULTS:-results}
+budget=full seeds=${seeds:-0} data=${DATA:-data} results=${RESULTS:-results}
 
 usage() {
     sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
@@ -59,8 +59,10 @@ train_rows() {
     for dry in 1 ""; do # what is wrong with a later row is said before the first one is trained
         for row in $rows; do recipe "$row"; done
     done
-    python scripts/make_tables.py --results "$results" $page
+    pages
 }
+
+pages() { python scripts/make_tables.py --results "$results"; } # what the runs say, in Markdown
 
 run() { # the name of the runs, then flags of train.py; {seed} in them is the run's
     [ -z "$dry" ] || return 0
@@ -70,7 +72,7 @@ run() { # the name of the runs, then flags of train.py; {seed} in them is the ru
         folder=$results/$name/seed$seed
         [ -f "$folder/result.json" ] || python train.py "${@//\{seed\}/$seed}" --seed "$seed" --run_dir "$folder" --save_every 100 --resume
         # of a run that was published without its checkpoint there is nothing to read
-        if [ -z "$page" ] && [ ! -f "$folder/early_exit.json" ] && [ -f "$folder/best.pth.tar" ] && grep -q '^norm: bntt' "$folder/config.yaml"; then
+        if [ ! -f "$folder/early_exit.json" ] && [ -f "$folder/best.pth.tar" ] && grep -q '^norm: bntt' "$folder/config.yaml"; then
             python early_exit.py "$folder/best.pth.tar" --sweep \
                 $(sed -n 's/^limit_test: \([0-9]*\)$/--limit_test \1/p' "$folder/config.yaml") # the images of result.json
         fi

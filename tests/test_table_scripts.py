@@ -359,3 +359,24 @@ def test_digits_trains_its_rows(place):
     outcome = place.run("digits", "--rows", "none", "--seeds", "4")
     assert outcome.code == 0, outcome.err
     assert (place.results / "digits_vgg9_none" / "seed4" / "result.json").exists()
+
+
+@pytest.mark.parametrize("script", ["recipes", "claims", "cpu_nets"])
+def test_each_row_of_a_study_is_its_own_command(script, place):
+    assert place.run(script, "--seeds", "1", tiny="").code == 0
+    *trained, last = place.commands()
+    assert last[0] in ("scripts/make_tables.py", "scripts/make_claims.py")
+    named = next(line for line in place.run(script, "--help").out if "--rows ROW" in line).split("of: ")[1].split()
+    folders = [flags_of(" ".join(argv), script)["run_dir"].split("/")[-2] for argv in trained]
+    assert [name.removeprefix("cifar10_cpu_vgg9_") for name in folders] == named
+    assert len({plain(" ".join(argv)) for argv in trained}) == len(named)
+
+
+def test_claims_run_from_start_to_end(place):
+    image_tree(place.folder / "data", suffix="png")
+    tiny = TINY + " --num_steps 3 --dataset imagefolder"
+    outcome = place.run("claims", "--rows", "gamma_0", "fire_first", "base", "hard_reset", "--seeds", "0", tiny=tiny)
+    assert outcome.code == 0, outcome.err
+    page = (place.results / "claims.md").read_text()
+    assert "the soft reset is better than a hard one" in page
+    assert {path.name for path in (place.results / "claims").glob("*.*")} == {"gamma.md", "gamma.png", "order.md"}

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Claims of the paper put to the test on CIFAR-10 at 16x16, and what results/claims.md says of them. Both budgets are the same.
+#
+#   DATA=data/cifar10 bash scripts/claims.sh --rows gamma_0 gamma_3 gamma_18
+set -euo pipefail
+cd "$(dirname "$0")/.."
+seeds="0 1"
+. scripts/rows.sh
+results=${RESULTS:-results}/claims
+pages() { python scripts/make_claims.py --results "$results"; }
+# gamma_E: weight decay shrinks a gamma without gradient by exp(-E): 0, 3.05 (the published command), 18.3 (the paper's text)
+rows="gamma_0 gamma_3.05 gamma_18.3 fire_first base hard_reset alpha_0.1 alpha_1 beta tet none bn"
+rows+=" T4 T6 T25 direct_T4 direct_T6 direct_T12 binary_T4 binary_T6 binary_T12 binary_T25 bn_T25 bn_T50 bn_T100"
+
+recipe() {
+    local flags=(--config configs/claims/base.yaml)
+    case $1 in
+    gamma_* | fire_first) flags=(--config configs/claims/gamma.yaml) ;;
+    esac
+    case $1 in
+    gamma_0) flags+=(--gamma_weight_decay 0) ;;
+    gamma_3.05) flags+=(--gamma_weight_decay 0.0021786) ;; # 3.05 (1 - momentum) / the sum of the learning rates, 140
+    gamma_18.3) flags+=(--gamma_weight_decay 0.0130714) ;;
+    fire_first) flags+=(--spike_order fire_first) ;;
+    hard_reset | alpha_*) flags+=(--neuron "$1") ;;
+    beta) flags+=(--norm bntt_beta) ;;
+    tet) flags+=(--loss tet) ;;
+    none | bn) flags+=(--norm "$1") ;;
+    bn_T*) flags+=(--norm bn --num_steps "${1#bn_T}") ;;
+    T*) flags+=(--num_steps "${1#T}") ;;
+    direct_T*) flags+=(--encoding direct --num_steps "${1#direct_T}") ;;
+    binary_T*) flags+=(--encoding poisson_binary --num_steps "${1#binary_T}") ;;
+    esac
+    run "$1" "${flags[@]}" --data_dir "$(lies_in cifar10)"
+}
+train_rows "$@"
