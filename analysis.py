@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import arguments
 import attacks
@@ -133,13 +132,6 @@ def shown_steps(T):
     return sorted({round(1 + (T - 1) * i / (SHOWN_STEPS - 1)) for i in range(SHOWN_STEPS)})
 
 
-def run_over(net, loader, args, device, meter=None, what="test"):
-    """`exits.watch` as the flags say, with a progress bar."""
-    progress = functools.partial(tqdm, desc=what, disable=None, leave=False)
-    how = dict(logit_scale=args.logit_scale, seed=args.seed, amp=args.amp, progress=progress)
-    return exits.watch(net, loader, device, meter, **how)
-
-
 def measure(args, checkpoint):
     """All that the figures need of one net: the dict that becomes analysis.json."""
     device = utill.pick_device(args.device)
@@ -152,8 +144,8 @@ def measure(args, checkpoint):
     normed = [layer for layer in layers if hasattr(layer.norm, "batch_norms") and layer.norm.batch_norms(T)]
     watched = chosen_norm(normed, args.norm_layer, T)
     with utill.SpikeMeter(net, by_image=True) as meter, watched or contextlib.nullcontext():
-        evaluation, seen = run_over(net, loaders.test, args, device, meter)
-    held = run_over(net, held_loader, args, device, what="held out")[1] if held_loader else None
+        evaluation, seen = exits.watch(net, loaders.test, device, args, meter)
+    held = exits.watch(net, held_loader, device, args, what="held out")[1] if held_loader else None
     gammas = {name: gamma.double().cpu() for name, gamma in net.gammas().items()}
     mean_gamma = torch.stack([gamma.mean(1) for gamma in gammas.values()]) if gammas else None
     here = runs.environment(device, [])
@@ -272,7 +264,7 @@ def robustness(net, args, known, device):
 
     def accuracy(loader, change, what):
         """(accuracy in %, which images were answered rightly)"""
-        evaluation, seen = run_over(net, Changed(loader, loaders.facts, device, change), args, device, what=what)
+        evaluation, seen = exits.watch(net, Changed(loader, loaders.facts, device, change), device, args, what=what)
         return evaluation.top1(), seen.hits[-1]
 
     if args.noise:

@@ -15,7 +15,6 @@ Leaves early_exit.png (mean gammas as in the paper's fig. 4, accuracy as in fig.
 early_exit.json beside the checkpoint. The last line of stdout is one JSON object.
 """
 
-import functools
 import json
 import sys
 import time
@@ -23,7 +22,6 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from tqdm import tqdm
 
 import arguments
 import data
@@ -155,14 +153,9 @@ def main(argv=None):
     if gammas:
         print_gammas(gammas, mean_gamma)
 
-    def watch(loader, what, meter=None):
-        progress = functools.partial(tqdm, desc=what, disable=None, leave=False)
-        how = dict(logit_scale=args.logit_scale, seed=args.seed, amp=args.amp, progress=progress)
-        return exits.watch(net, loader, device, meter, **how)
-
     with utill.SpikeMeter(net, by_image=True) as meter:
-        evaluation, seen = watch(loaders.test, "test", meter)
-    held = watch(held_loader, "held out")[1] if held_loader else None
+        evaluation, seen = exits.watch(net, loaders.test, device, args, meter)
+    held = exits.watch(net, held_loader, device, args, what="held out")[1] if held_loader else None
     gamma = exits.gamma_report(mean_gamma, args.gamma_threshold, evaluation, meter) if gammas else None
     policies = {
         name: exits.report(name, seen, held, args.target_drop, loaders.facts.classes) for name in exits.POLICIES

@@ -3,9 +3,11 @@
 Shapes: T time-steps, N images, K classes, voltages [T, N, K] after every step. An exit step is in 1..T; T is no exit.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
+from tqdm import tqdm
 
 import utill
 
@@ -122,16 +124,17 @@ class Seen(NamedTuple):
         return torch.stack([policy(exit_probabilities(voltage, t, self.logit_scale)) for t, voltage in steps])
 
 
-def watch(net, loader, device, meter=None, logit_scale=1.0, **options):
-    """Answers of the net over a loader's images, options as for `utill.evaluate`: (`Evaluation`, `Seen`).
+def watch(net, loader, device, args, meter=None, what="test"):
+    """Answers of the net over a loader's images: (`Evaluation`, `Seen`). Shows a progress bar called `what`.
 
-    meter: a `utill.SpikeMeter` by image, that is watching the net.
+    args: the flags logit_scale, seed and amp. meter: a `utill.SpikeMeter` by image, that is watching the net.
     """
-    kept = []
+    kept, loss = [], utill.CrossEntropy(args.logit_scale)
+    progress = functools.partial(tqdm, desc=what, disable=None, leave=False)
     see = lambda voltages, labels: kept.append((voltages.cpu(), labels.cpu()))  # noqa: E731
-    evaluation = utill.evaluate(net, loader, device, utill.CrossEntropy(logit_scale), see=see, **options)
+    evaluation = utill.evaluate(net, loader, device, loss, args.seed, amp=args.amp, progress=progress, see=see)
     voltages, labels = torch.cat([v for v, _ in kept], 1), torch.cat([y for _, y in kept])
-    seen = Seen(voltages, labels, logit_scale)
+    seen = Seen(voltages, labels, args.logit_scale)
     if meter:
         seen = seen._replace(spikes=torch.cat(meter.image_spikes, 1), operations=torch.cat(meter.image_operations, 1))
     return evaluation, seen
@@ -146,7 +149,8 @@ def gamma_report(mean_gamma, threshold, evaluation, meter):
         point |= {f"{what}_saved": saved(x[:, None], torch.tensor([step])) for what, x in amounts.items()}
         sweep.append(point | {"threshold_above": low, "threshold_up_to": _plain([high])[0]})
     step = exit_step(mean_gamma, threshold)
-    at = {f"{what}_saved": saved(x[:, None], torch.tensor([step])) for what, x in amounts.items()}
+    at = next(point for point in sweep if point["exit_step"] == step)
+    at = {key: at[key] for key in ("spikes_saved", "operations_saved")}
     return {"gamma_threshold": threshold, "step": step, **at, "sweep": sweep}
 
 
