@@ -136,7 +136,7 @@ def measure(args, checkpoint):
     """All that the figures need of one net: the dict that becomes analysis.json."""
     device = utill.pick_device(args.device)
     args.amp = utill.pick_amp(device, args.amp)
-    known, settings = nets.known_data(checkpoint), checkpoint.get("config", {})
+    known, settings = nets.known_data(checkpoint), nets.trained_with(args.checkpoint, checkpoint)
     loaders = data.build_loaders(args, train=False, **known)
     held_loader = data.held_out(args, settings, **known)
     net = nets.load_net(args, checkpoint, loaders.facts, device)

@@ -86,12 +86,11 @@ def ann_args(args, checkpoint):
             raise UserError(f"{path} has {what} ({name[:100]}), which no threshold balances: train the ANN without")
     parser = arguments.ArgumentParser()
     nets.add_net_arguments(parser)
-    add = arguments.add_data_arguments(parser, data.DATASETS).add_argument
-    add("--limit_train", default=None, type=positive_int)
-    add("--val_fraction", default=0.0, type=arguments.fraction)
+    arguments.add_data_arguments(parser, data.DATASETS)
     arguments.add_run_arguments(parser)
     nets.apply_settings(parser, path, checkpoint)
     ann = parser.parse_args([])
+    vars(ann).update(nets.trained_with(path, checkpoint))
     vars(ann).update({key: getattr(args, key) for key in KEEPS if getattr(args, key) is not None})
     ann.checkpoint, ann.limit_test, ann.augment, ann.save_memory = path, args.limit_test, False, None
     nets.check_weights(ann, checkpoint, utill.DataFacts(**checkpoint["data"]))

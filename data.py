@@ -303,23 +303,21 @@ def build_loaders(args, train=True, facts=None, split_seed=None):
 
 
 def trained_on(args, settings, **known):
-    """Loader of the images, and augmented as, a training with these settings (the config in a checkpoint) saw.
+    """Loader of the images, augmented as well, that a training with these settings (`nets.trained_with`) saw.
 
     args, known: as for `build_loaders` of its test. Raises UserError.
     """
     args = copy.copy(args)
-    args.val_fraction, args.limit_train = settings.get("val_fraction") or 0.0, settings.get("limit_train")
-    args.augment = settings.get("augment")
-    args.seed = settings.get("seed", args.seed)
+    vars(args).update(settings)
     return build_loaders(args, **known).train
 
 
 def held_out(args, settings, **known):
-    """Loader of the images that a training with these settings (the config in a checkpoint) held out; None if none.
+    """Loader of the images that a training with these settings (`nets.trained_with`) held out; None if none.
 
     args, known: as for `build_loaders` of its test. Raises UserError.
     """
-    if not settings.get("val_fraction"):
+    if not settings["val_fraction"]:
         return None
     args = copy.copy(args)
     args.val_fraction, args.limit_train, args.augment, args.batch_size = settings["val_fraction"], None, False, 1

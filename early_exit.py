@@ -138,11 +138,11 @@ def main(argv=None):
     args, checkpoint = parse_args(argv)
     device = utill.pick_device(args.device)
     args.amp = utill.pick_amp(device, args.amp)
-    known, settings = nets.known_data(checkpoint), checkpoint.get("config", {})
+    known, settings = nets.known_data(checkpoint), nets.trained_with(args.checkpoint, checkpoint)
     if args.policy == "gamma" and args.norm not in nets.OF_STEPS:
         own = " or ".join(exits.POLICIES)
         raise UserError(f"a net with --norm {args.norm} has no gamma per time-step: choose --policy {own}")
-    if args.policy != "gamma" and not settings.get("val_fraction"):
+    if args.policy != "gamma" and not settings["val_fraction"]:
         need = "a threshold is chosen on images held out of training: train with --val_fraction"
         raise UserError(f"--policy {args.policy}: {need}")
     loaders = data.build_loaders(args, train=False, **known)

@@ -4,6 +4,7 @@ A new norm or neuron is a class of its own (see baselines.py) and one row here; 
 chains of layers in model.py.
 """
 
+import argparse
 import copy
 import hashlib
 import itertools
@@ -18,7 +19,7 @@ import arguments
 import fused
 import runs
 import utill
-from arguments import fraction, positive_float, size, unit_float
+from arguments import fraction, positive_float, positive_int, size, unit_float
 from baselines import ANN, IF, PLIF, TEBN, BetaBNTT, HardReset, LayerNorm, LearntLIF, ScaledSurrogate, TdBN
 from encoders import ENCODERS
 from model import ARCHS, BNTT, LIF, NoNorm, SharedBN, SpikingVGG
@@ -201,12 +202,12 @@ def apply_settings(parser, path, checkpoint):
         parser.apply_config({k: v for k, v in settings.items() if k in known}, f"the config in {path}")
         return
     state = checkpoint["state_dict"]
-    if any(re.fullmatch(r"bntt_fc\.\d+\.bias", name) for name in state):
+    norm, steps = norm_of(state)
+    if norm == "bntt" and any(match and match[3] == "bias" for match in map(NORM_TENSOR.fullmatch, state)):
         raise UserError(
             "this checkpoint is of the authors' first upload (its bntt_fc has a beta, which BNTT has not): "
             "it cannot be read; train again with --spike_order fire_first"
         )
-    norm, steps = norm_of(state)
     fields = {name.split(".")[-1] for name in state if name.startswith("lif_")}
     found = [neuron for field, neuron in NEURON_TENSORS.items() if field in fields]
     neuron, parser.fill = [*found, "lif"][0], partial(fill, said=False)
@@ -218,7 +219,7 @@ NEURON_TENSORS = {"v": "learnt_lif", "w": "plif", "_extra_state": "if"}  # a fie
 
 
 def norm_of(state):
-    """(norm, T) of a net, by its state dict: T is None except for bntt and tebn."""
+    """(norm, T) of a net, by its state dict: T is None except where time-steps have tensors of their own."""
     found = [match.groups() for match in map(NORM_TENSOR.fullmatch, state) if match]
     steps = {step for _, step, _ in found} - {"shared"}
     for name, tensor in state.items():
@@ -226,9 +227,10 @@ def norm_of(state):
             return "tebn", tensor.numel()
         if re.fullmatch(r"bntt\w*\.weight", name):
             return "ln", None
+    layers, with_beta = {layer for layer, *_ in found}, {layer for layer, _, field in found if field == "bias"}
     if steps or not found:
-        return ("bntt", len(steps)) if steps else ("none", None)
-    return "tdbn" if any(field == "bias" for _, _, field in found) else "bn", None
+        return ("bntt_beta" if layers == with_beta else "bntt", len(steps)) if steps else ("none", None)
+    return "tdbn" if with_beta else "bn", None
 
 
 def weights_file(name):
@@ -297,7 +299,10 @@ def init_from(net, args):
         sources = [name]
         if match := NORM_TENSOR.fullmatch(name):
             layer, step, field = match.groups()
-            steps = ["shared"] if old_norm != "bntt" else range(T) if step == "shared" else [min(int(step), T - 1)]
+            if old_norm not in OF_STEPS:
+                steps = ["shared"]
+            else:
+                steps = range(T) if step == "shared" else [min(int(step), T - 1)]
             sources = [f"{layer}.{t}.{field}" for t in steps]
         found = [old[source] for source in sources if source in old]
         if norm == old_norm == "tebn" and re.fullmatch(r"bntt\w*\.scale", name):
@@ -309,10 +314,10 @@ def init_from(net, args):
         raise UserError(f"--init_from {args.init_from}: none of its weights is of a shape that this {args.arch} has")
     net.load_state_dict(new | taken)
     how = ""
-    if norm == old_norm and T and net.num_steps != T:
+    if (norm == old_norm or {norm, old_norm} == {*OF_STEPS}) and T and net.num_steps != T:
         how = f", a norm's time-step t from the old step t, at most {T}"
-    elif old_norm != norm and not {old_norm, norm} & {"none", "ln"}:
-        mean = old_norm == "bntt"
+    elif old_norm != norm and not {old_norm, norm} & {"none", "ln"} and {old_norm, norm} != {*OF_STEPS}:
+        mean = old_norm in OF_STEPS
         how = ", each norm the mean of its old time-steps" if mean else ", the old BatchNorm at every time-step"
     kept = {*map(_short, new)}
     fresh, left = new.keys() - taken.keys(), {name for name in old if _short(name) not in kept}
@@ -341,15 +346,21 @@ def average_statistics(net, batches, amp="off"):
 
     The running average remembers some ten batches: too few where an input is rarely other than zero, as a
     border pixel of MNIST. One BatchNorm of all time-steps remembers the last of them most: here all count alike.
-    ("Precise BN", Wu & Johnson 2021; not in the paper.)
+    ("Precise BN", Wu & Johnson 2021; not in the paper.) UserError for a norm that does not list its BatchNorms.
     """
     twin, T = copy.deepcopy(net), net.num_steps
-    for name, layer in zip(twin._norms.values(), twin.layers(), strict=True):
-        if isinstance(layer.norm, SharedBN) and layer.norm.per_step:  # the same outputs, statistics of each step
+    for layer in twin.layers():
+        norm = layer.norm
+        inside = {m for m in norm.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
+        one = isinstance(norm, SharedBN) and norm.per_step
+        if one and type(norm) is not SharedBN or inside != {*_batch_norms(norm, T)}:
+            raise UserError(f"--precise_bn does not know the statistics of {type(norm).__name__}: leave it out")
+        if one:  # the same outputs, with statistics of each step
             own = BNTT(T, len(layer.synapse.weight), isinstance(layer.synapse, torch.nn.Conv2d))
             for bn in own:
-                bn.load_state_dict(layer.norm.shared.state_dict())
-            setattr(twin, name, own.to(layer.synapse.weight))
+                bn.load_state_dict(norm.shared.state_dict())
+            name = next(name for name, module in twin.named_modules() if module is norm)
+            twin.set_submodule(name, own.to(norm.shared.weight))
     measured, kept = ([_batch_norms(layer.norm, T) for layer in each.layers()] for each in (twin, net))
     twin.train()
     for i, images in enumerate(batches, start=1):
@@ -368,6 +379,20 @@ def average_statistics(net, batches, amp="off"):
 def _batch_norms(norm, T):
     """Those of T time-steps, each of them once."""
     return list({id(bn): bn for bn in (norm.batch_norms(T) if hasattr(norm, "batch_norms") else [])}.values())
+
+
+def trained_with(path, checkpoint):
+    """The settings of a checkpoint's training that say which images it saw, as train.py takes them: {flag: value}.
+
+    UserError where the file says what the flags do not take.
+    """
+    parser, config = arguments.ArgumentParser(), checkpoint.get("config", {})
+    parser.add_argument("--limit_train", default=None, type=positive_int)
+    parser.add_argument("--val_fraction", default=0.0, type=fraction)
+    parser.add_argument("--augment", default=None, action=argparse.BooleanOptionalAction)
+    known = {key: config[key] for key in ("limit_train", "val_fraction", "augment") if key in config}
+    parser.apply_config(known, f"the config in {path}")
+    return vars(parser.parse_args([]))
 
 
 def known_data(checkpoint):

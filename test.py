@@ -50,6 +50,8 @@ def parse_args(argv=None):
         raise UserError("--precise_bn takes the data set that the net was trained on, not pictures: leave out --image")
     if args.precise_bn and args.norm in nets.WITHOUT_STATISTICS:
         raise UserError(f"--precise_bn: a net with --norm {args.norm} has no running statistics: leave it out")
+    if args.precise_bn and args.batch_size == 1:
+        raise UserError("--precise_bn: there are no statistics of a batch of one image: choose a larger --batch_size")
     if args.steps is not None and args.steps > args.num_steps:
         raise UserError(f"--steps must be at most {args.num_steps}, the time-steps the net was trained for")
     return args, checkpoint
@@ -92,7 +94,7 @@ def main(argv=None):
         return
 
     if args.precise_bn:
-        loader = data.trained_on(args, checkpoint.get("config", {}), **known)
+        loader = data.trained_on(args, nets.trained_with(args.checkpoint, checkpoint), **known)
         utill.seed_stream(args.seed, 2)
         batches = itertools.islice(loader, args.precise_bn)
         nets.average_statistics(net, (images.to(device) for images, _ in batches), args.amp)

@@ -67,7 +67,7 @@ def parse_args(argv=None):
     add("--weight_decay", default=1e-4, type=nonnegative_float, help="weight decay")
     own = "weight decay of what a norm learns: gamma (default: that of all)"
     add("--gamma_weight_decay", default=None, type=nonnegative_float, help=own)
-    precise = "average running statistics over BATCHES training batches for testing"
+    precise = "average running statistics over BATCHES training batches, or all there are, for testing"
     add("--precise_bn", default=None, type=positive_int, metavar="BATCHES", help=precise)
     add("--data_on_device", action="store_true", help="keep the data on the device; no loading processes")
     add("--cuda_graph", action="store_true", help="replay the training step as one CUDA graph (fused engine on a GPU)")
@@ -82,8 +82,10 @@ def parse_args(argv=None):
     same = "the same bits in every run on a GPU, at some cost (a CPU gives them anyway)"
     add("--deterministic", action="store_true", help=same)
     args = arguments.parse_with_config(parser, argv)
-    if args.norm in nets.WITHOUT_STATISTICS:
+    if args.norm in nets.WITHOUT_STATISTICS:  # of configs that ask for it, the rows without are trained too
         args.precise_bn = None
+    if args.label_smoothing and args.loss not in utill.SMOOTHED:
+        raise UserError(f"--label_smoothing belongs to --loss {' or '.join(utill.SMOOTHED)}: leave it out")
     return args
 
 

@@ -232,6 +232,7 @@ class TET(CrossEntropy):
 
 
 LOSSES = {"ce": CrossEntropy, "tet": TET}
+SMOOTHED = ("ce", "tet")  # take label_smoothing
 
 
 class AverageMeter:

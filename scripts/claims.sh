@@ -4,7 +4,7 @@
 #   DATA=data/cifar10 bash scripts/claims.sh --rows gamma_0 gamma_3 gamma_18
 set -euo pipefail
 cd "$(dirname "$0")/.."
-seeds="0 1"
+seeds="0 1 2"
 . scripts/rows.sh
 results=${RESULTS:-results}/claims
 pages() { python scripts/make_claims.py --results "$results"; }
@@ -32,5 +32,20 @@ recipe() {
     binary_T*) flags+=(--encoding poisson_binary --num_steps "${1#binary_T}") ;;
     esac
     run "$1" "${flags[@]}" --data_dir "$(lies_in cifar10)"
+    case $1 in
+    base | bn | bn_*) averaged "$1" ;;
+    esac
+}
+
+averaged() { # accuracy with statistics averaged over 50 training batches, all time-steps alike
+    [ -z "$dry" ] || return 0
+    local seed folder
+    for seed in $seeds; do
+        folder=$results/$1/seed$seed
+        [ -f "$folder/averaged.json" ] || [ ! -f "$folder/best.pth.tar" ] || {
+            python test.py "$folder/best.pth.tar" --precise_bn 50 | tail -n 1 >"$folder/averaged.tmp"
+            mv "$folder/averaged.tmp" "$folder/averaged.json"
+        }
+    done
 }
 train_rows "$@"

@@ -40,14 +40,15 @@ PAGE = """# The paper's tables, and our runs of their rows
 {}
 # BNTT against others on the same data
 
-Accuracy of BNTT minus that of the other, in points: the mean over runs of the same seed, data, time-steps, epochs and
-batches, with the 95 % interval of a paired t-test from two seeds on. An interval around 0 does not say which is better.
+Accuracy of BNTT minus that of the other, in points: the mean over runs of the same seed that agree in all but norm,
+neuron and optimizer, with the 95 % interval of a paired t-test from two seeds on. An interval around 0 does not say
+which is better.
 
 {}
 # Every run that was kept
 
 {}"""
-HELD_OUT = """# Recipes, by accuracy on the images held out of training
+HELD_OUT = """# Recipes, by accuracy on the images held out of training, after the last epoch
 
 Held out: {}. Recipes are chosen by them, never by test images.
 
@@ -59,19 +60,10 @@ FREE = re.compile(
     r"engine|save_memory|save_every|train_display_freq|test_display_freq)[ =]('[^']*'|\S+))(?= |$)"
 )
 OTHER_RUN = re.compile(r"\S*?([^/\s]+)/seed\d+/best\.pth\.tar")  # that a run started from
-# Runs that agree in these differ in their method alone: norm, neuron, and an optimizer chosen for it.
-PROTOCOL = (
-    "dataset",
-    "arch",
-    "num_steps",
-    "encoding",
-    "img_size",
-    "limit_train",
-    "limit_test",
-    "num_epochs",
-    "batch_size",
-)
+# Runs of one protocol may differ in their method, in an optimizer chosen for it, and in the machine.
 METHOD = {"norm": "bntt", "neuron": "lif", "spike_order": "integrate_first", "init_from": None}
+OPTIMIZER = ("optimizer", "lr", "lr_schedule", "warmup_epochs", "momentum", "weight_decay", "gamma_weight_decay")
+MACHINE = ("seed", "device", "engine", "save_memory", "cuda_graph", "deterministic", "amp", "config", "run_dir")
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
 COUNT, PERCENT = (int, 1, 10**9), (float, 0, 100)  # type, least, most
 BOTH = {"dataset": str, "arch": str, "norm": str, "num_steps": COUNT, "seed": (int, 0, 2**64)}
@@ -129,8 +121,8 @@ def read_run(folder):
     run["exit"] = read(exits, keys=EXIT) if exits.exists() else {}
     agree(folder, ("num_steps", "count"), "result.json", run, "early_exit.json", run["exit"])
     log = read(log, lambda text: [json.loads(line) for line in text.splitlines()]) if log.exists() else []
-    found = {line.get("epoch"): line for line in log}.get(run["epoch"], {})
-    return run | {"spikes": found.get("spikes_per_image"), "val_acc": found.get("val_acc"), "log": log}
+    best = {line.get("epoch"): line for line in log}.get(run["epoch"], {})
+    return run | {"spikes": best.get("spikes_per_image"), "last": log[-1] if log else {}}
 
 
 def read_runs(results):
@@ -176,17 +168,25 @@ def student(values):
     n = len(values)
     if n == 1:
         return None
-    return (T_95[n - 2] if n - 1 <= len(T_95) else 1.96) * statistics.stdev(values) / n**0.5
+    return T_95[min(n - 2, len(T_95) - 1)] * statistics.stdev(values) / n**0.5  # too wide from 11 values on
 
 
 def comparisons(found):
     """A row for each folder of runs that another one of the same protocol with BNTT can be set beside."""
     rows, accuracies = [], {name: {run["seed"]: run["test_acc"] for run in runs} for name, runs in found.items()}
-    protocol = {name: tuple(runs[0]["config"].get(key) for key in PROTOCOL) for name, runs in found.items()}
-    method = {name: {k: runs[0]["config"].get(k, v) for k, v in METHOD.items()} for name, runs in found.items()}
+    settings = {name: vars(train.parse_args([])) | runs[0]["config"] for name, runs in found.items()}
+    free = {*METHOD, *OPTIMIZER, *MACHINE, *RESUMABLE}
+    protocol = {
+        name: [
+            runs[0]["count"],
+            runs[0]["train_images"],
+            *((k, v) for k, v in sorted(settings[name].items()) if k not in free),
+        ]
+        for name, runs in found.items()
+    }
+    method = {name: {key: config.get(key) for key in METHOD} for name, config in settings.items()}
     for one, other in itertools.permutations(found, 2):
-        differs = [str(method[other][key]) for key in METHOD if method[other][key] != METHOD[key]]
-        if method[one] != METHOD or not differs or protocol[one] != protocol[other]:
+        if method[one] != METHOD or method[other] == METHOD or protocol[one] != protocol[other]:
             continue
         if pair := paired(accuracies[one], accuracies[other]):
             mean, half, n = pair
@@ -244,11 +244,11 @@ def kept_runs(found, results):
     return table(heads, rows) + commands
 
 
-def write(pages, check):
+def write(pages, check, command="python scripts/make_tables.py"):
     """Write {path: text} where a file says something else, or with `check` only say so. Returns the exit status."""
     stale = [path for path in pages if not path.exists() or read(path, str) != pages[path]]
     for path in stale:
-        print(f"{path} is {'not up to date: run python scripts/make_tables.py' if check else 'written'}")
+        print(f"{path} is {f'not up to date: run {command}' if check else 'written'}")
         if not check:
             write_text(path, pages[path])
     return int(check and bool(stale))
@@ -256,13 +256,15 @@ def write(pages, check):
 
 def recipes(found):
     """The page of runs by their accuracy on the images held out, best first; UserError where some have none."""
-    if wrong := [name for name, runs in found.items() if any(run["val_acc"] is None for run in runs)]:
+    if wrong := [name for name, runs in found.items() if any("val_acc" not in run["last"] for run in runs)]:
         raise UserError(f"{wrong[0]}: its runs held no images out (--val_fraction)")
-    heads = ["recipe", "held out, %", "seeds", "training, % (last epoch)", "images trained on", "epochs", "command"]
+    heads = ["recipe", "held out, %", "seeds", "training, %", "images trained on", "epochs", "command"]
     rows = []
-    for name, runs in sorted(found.items(), key=lambda item: -statistics.mean(run["val_acc"] for run in item[1])):
-        accuracies = mean_and_deviation([run["val_acc"] for run in runs])
-        trained = mean_and_deviation([run["log"][-1]["train_acc"] for run in runs])
+    for name, runs in sorted(
+        found.items(), key=lambda item: -statistics.mean(run["last"]["val_acc"] for run in item[1])
+    ):
+        accuracies = mean_and_deviation([run["last"]["val_acc"] for run in runs])
+        trained = mean_and_deviation([run["last"]["train_acc"] for run in runs])
         told = [f"{runs[0]['train_images']:,}", str(runs[0]["config"]["num_epochs"]), f"`{runs[0]['command']}`"]
         rows.append([name, f"[{accuracies}]({name})", str(len(runs)), trained, *told])
     fraction = {run["config"]["val_fraction"] for runs in found.values() for run in runs}
@@ -281,7 +283,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     found, own = read_runs(args.results), args.results / "paper.csv"
     if args.held_out:
-        return write({args.results / "README.md": recipes(found)}, args.check)
+        command = f"python scripts/make_tables.py --results {args.results} --held_out"
+        return write({args.results / "README.md": recipes(found)}, args.check, command)
     paper = read_paper(own if own.exists() else ROOT / "results" / "paper.csv", found, args.results)
     new = {
         args.results / "README.md": PAGE.format(

@@ -25,7 +25,7 @@ from utill import UserError, entry_point
 
 MOST_BYTES = 13 * 2**20
 FEW = 500  # images whose accuracy a test asks for
-LOCAL = {"data_dir": "./data", "device": "auto", "engine": "auto", "amp": "off", "init_from": None, "save_memory": None}
+LOCAL = {"data_dir": "./data", "device": "auto", "engine": "auto", "amp": "off", "save_memory": None}
 
 
 def halved(checkpoint):
@@ -35,6 +35,7 @@ def halved(checkpoint):
         for name, tensor in checkpoint["state_dict"].items()
     }
     config = {key: LOCAL.get(key, value) for key, value in checkpoint["config"].items()}
+    config |= dict.fromkeys({"init_from", "converted_from"} & config.keys())  # names of files
     return {"state_dict": state, "config": config, "data": checkpoint["data"]}
 
 
@@ -57,11 +58,13 @@ def main(argv=None):
     parser.add_argument("--data_dir", default="./data", type=path, help="where the data lie")
     parser.add_argument("--repeats", default=1, type=positive_int, help="Poisson draws of the accuracy")
     args = parser.parse_args(argv)
-    if not args.name.isidentifier():
+    if not re.fullmatch(r"\w+", args.name, re.ASCII):
         raise UserError(f"{args.name} is no name: letters, digits and _")
     checkpoint = runs.load_checkpoint(args.checkpoint)
     if "config" not in checkpoint:
-        raise UserError(f"{args.checkpoint} does not hold its settings: only a run of train.py can be published")
+        raise UserError(f"{args.checkpoint} does not hold its settings: only a run can be published")
+    kept = ("dataset", "arch", "norm", "encoding", "num_steps", "leak_mem", "seed")
+    row = {key: checkpoint["config"].get(key) for key in kept}
     file, index = nets.SHIPPED / f"{args.name}.pth", nets.SHIPPED / "index.json"
     if file.exists():
         raise UserError(f"{file} is there: a file of weights is made once (delete it first, if it was never committed)")
@@ -69,13 +72,12 @@ def main(argv=None):
     try:
         if file.stat().st_size > MOST_BYTES:
             raise UserError(f"{file} would have {file.stat().st_size:,} bytes, more than {MOST_BYTES:,}")
-        data, config = ["--data_dir", str(Path(args.data_dir).resolve())], checkpoint["config"]
+        data = ["--data_dir", str(Path(args.data_dir).resolve())]
         full = tested(file.resolve(), *data, "--repeats", str(args.repeats))
         few = tested(file.resolve(), *data, "--limit_test", str(FEW))
     except BaseException:
         file.unlink()
         raise
-    row = {key: config[key] for key in ("dataset", "arch", "norm", "encoding", "num_steps", "leak_mem", "seed")}
     row |= {"test_acc": full["top1"], "deviation": full["top1_std"], "repeats": args.repeats, "count": full["count"]}
     row |= {f"test_acc_{FEW}": few["top1"], "bytes": file.stat().st_size}
     row |= {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "torch": torch.__version__}

@@ -216,9 +216,7 @@ def test_with_a_validation_part_the_best_epoch_on_it_is_kept_and_tested(tmp_path
 
 
 @pytest.mark.parametrize("flags", ["", "--val_fraction 0.01 --best_by last"])
-def test_the_last_epoch_is_reported_whatever_the_test_set_says_unless_there_is_a_validation_part(
-    tmp_path, monkeypatch, flags
-):
+def test_the_last_epoch_is_reported_whatever_the_test_set_says(tmp_path, monkeypatch, flags):
     hits, evaluate = {20: iter([20, 1]), 10: iter([9, 3])}, utill.evaluate
 
     def fall(net, loader, *args, **options):
@@ -596,6 +594,8 @@ BAD_INPUT = [
     ("CHECKPOINT good.tar --device gpu", "has no such device"),
     ("test good.tar --steps 4", "--steps must be at most 3"),
     ("test good.tar --precise_bn 2 --image image.png", "--precise_bn takes the data set that the net was trained on"),
+    ("test good.tar --precise_bn 2 --batch_size 1", "--precise_bn: there are no statistics of a batch of one image"),
+    (f"{SYNTH} --label_smoothing 1", "expected a number in [0, 1)"),
     ("test good.tar --image missing.png", "cannot read image missing.png"),
     ("test good.tar --image image.png image-half.png", "cannot read image image-half.png"),
     ("early_exit good.tar --figure empty/figure.xyz", "must end in one of"),

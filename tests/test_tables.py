@@ -144,15 +144,28 @@ def test_an_interval_around_zero_and_one_seed_do_not_say_which_is_better(place):
     ]
 
 
-@pytest.mark.parametrize("flags", ["--num_steps 10", "--limit_train 500", "--num_epochs 3", "--norm bntt --lr 0.2"])
+OTHERS = [
+    "--num_steps 10",
+    "--limit_train 500",
+    "--num_epochs 3",
+    "--loss tet",
+    "--leak_mem 0.5",
+    "--norm bntt --lr 0.2",
+]
+
+
+@pytest.mark.parametrize("flags", OTHERS)
 def test_runs_of_another_protocol_and_of_bntt_itself_are_not_compared(place, flags):
     place.run()
     place.run("other", command=f"{COMMAND} --norm bn {flags}")
     assert rows_of(place, "BNTT") == []
 
 
-@pytest.mark.parametrize("flags", ["--neuron plif", "--norm none --neuron plif", "--spike_order fire_first"])
-def test_another_neuron_or_order_is_another_method(place, flags):
+METHODS = ["--neuron plif", "--norm none --lr 0.2", "--spike_order fire_first", "--norm bn --num_workers 0"]
+
+
+@pytest.mark.parametrize("flags", METHODS)
+def test_another_norm_neuron_or_order_is_another_method_with_a_learning_rate_of_its_own(place, flags):
     place.run()
     place.run("other", command=f"{COMMAND} {flags}")
     assert [row[:2] for row in rows_of(place, "BNTT")] == [["[run](run)", "[other](other)"]]
