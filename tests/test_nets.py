@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from conftest import TINY, call
 
 import early_exit
+import model
 import nets
 import runs
 import test as test_script
@@ -220,6 +222,53 @@ def test_load_finds_the_home_folder(trained, whole, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     torch.save(whole, tmp_path / "c.pth")
     assert nets.load("~/c.pth").num_steps == 3
+
+
+@pytest.mark.parametrize("norm", ["bntt", "bntt_beta", "bn", "tdbn", "tebn", "ln", "none"])
+def test_a_state_dict_says_its_norm_in_a_net_of_convolutions_too(norm, tmp_path):
+    torch.save(old_net(3, norm, arch="vgg9", channels=3), tmp_path / "c.pth")
+    settings = {"num_steps": 3} if norm in ("bn", "tdbn", "ln", "none") else {}
+    net = nets.load(tmp_path / "c.pth", arch="vgg9", leak_mem=0.9, img_size=8, **settings)
+    assert type(net.bntt1) is type(nets.NORMS[norm](argparse.Namespace(threshold=1.0))(3, 64, True))
+
+
+# ---- Averaged statistics -------------------------------------------------------------------------
+
+
+class Doubled(model.SharedBN):
+    def forward(self, x, t0=0):
+        return 2 * super().forward(x, t0)
+
+
+class Hidden(torch.nn.Module):
+    def __init__(self, num_steps, features, spatial):
+        super().__init__()
+        self.bn = torch.nn.BatchNorm1d(features)
+
+
+@pytest.mark.parametrize("norm", [Doubled, Hidden])
+def test_statistics_of_a_norm_that_does_not_tell_them_are_not_averaged(norm):
+    net = SpikingVGG("fc3", 2, img_size=8, in_channels=1, norm=norm)
+    with pytest.raises(UserError, match=f"--precise_bn does not know the statistics of {norm.__name__}"):
+        nets.average_statistics(net, [torch.rand(4, 1, 8, 8)])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("limit_train", "x", "limit_train: expected an integer of at least 1"),
+        ("limit_train", -3, "limit_train: expected an integer of at least 1"),
+        ("val_fraction", "x", "val_fraction: expected a number in [0, 1)"),
+        ("augment", "yes", "augment: expected true or false, got 'yes'"),
+    ],
+)
+def test_what_a_checkpoint_says_of_its_training_is_checked(key, value, said):
+    with pytest.raises(UserError, match=re.escape(f"the config in x.tar: {said}")):
+        nets.trained_with("x.tar", {"config": {"arch": "vgg9", key: value}})
+
+
+def test_a_checkpoint_without_settings_saw_all_training_images():
+    assert nets.trained_with("x.tar", {}) == {"limit_train": None, "val_fraction": 0.0, "augment": None}
 
 
 ALL = "fc1, bntt_fc1, fc2, bntt_fc2, fc3"
