@@ -1,8 +1,11 @@
 """The trained nets in weights/: what is shipped, and how a run becomes one of them."""
 
 import hashlib
+import io
 import json
 import sys
+import tarfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import publish_weights
 
 MOST_BYTES = 13 * 2**20
+REAL = [Path(__file__).resolve().parents[2] / "shared" / "data" / f"cifar10-{part}.tar" for part in (1, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,34 @@ def test_a_shipped_net_answers_a_picture_with_its_classes(name, tmp_path):
     Image.new("RGB", (40, 50), "red").save(tmp_path / "red.png")
     outcome = call(test_script.main, "--weights", name, "--image", tmp_path / "red.png")
     assert outcome.result["images"][0]["class"] in nets.load(name).facts.classes
+
+
+@pytest.fixture(scope="module")
+def cifar10(tmp_path_factory):
+    """The test images of CIFAR-10 as a tree of PNG files, from strips of all images of a class."""
+    if not all(path.exists() for path in REAL):
+        pytest.skip(f"{REAL[0].parent} holds no CIFAR-10")
+    root = tmp_path_factory.mktemp("cifar10")
+    for path in REAL:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                *_, split, name, file = ("", "", *member.name.split("/"))
+                if split == "test" and file.endswith(".webp"):
+                    strip = Image.open(io.BytesIO(archive.extractfile(member).read())).convert("RGB")
+                    folder = root / "test" / name
+                    folder.mkdir(parents=True, exist_ok=True)
+                    for top in range(0, strip.height, 32):
+                        number = len(list(folder.iterdir()))
+                        strip.crop((0, top, 32, top + 32)).save(folder / f"{number:04}.png", compress_level=0)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", nets.WEIGHTS)
+def test_a_shipped_net_is_as_accurate_as_its_row_says(name, cifar10):
+    outcome = call(test_script.main, "--weights", name, "--data_dir", cifar10, "--limit_test", 500)
+    assert outcome.result["count"] == 500
+    assert abs(outcome.result["top1"] - nets.WEIGHTS[name]["test_acc_500"]) <= 0.4  # two images: rounding of processors
 
 
 def test_each_file_of_weights_has_its_row_and_each_row_its_file():
