@@ -10,6 +10,7 @@ The last line of stdout is one JSON object. An authors' checkpoint is read too: 
 its settings, so the flags must name them.
 """
 
+import argparse
 import functools
 import itertools
 import json
@@ -43,7 +44,12 @@ def parse_args(argv=None):
     first = arguments.ArgumentParser(add_help=False)
     first.add_argument("--weights", choices=list(nets.WEIGHTS))
     name = first.parse_known_args(argv)[0].weights
-    args, checkpoint = nets.parse_with_checkpoint(parser, argv, nets.weights_file(name) if name else None)
+    path = nets.weights_file(name) if name else None
+    if name:
+        parser.add_argument("checkpoint", nargs="?", help=argparse.SUPPRESS)
+    args, checkpoint = nets.parse_with_checkpoint(parser, argv, path)
+    if name and args.checkpoint != path:
+        raise UserError(f"--weights {name} stands in place of CHECKPOINT: leave out {args.checkpoint}")
     if args.repeats > 1 and not nets.ENCODERS[args.encoding].random:
         raise UserError(f"--repeats: --encoding {args.encoding} draws nothing at random, so all would be the same")
     if args.precise_bn and args.image:

@@ -84,6 +84,8 @@ def parse_args(argv=None):
     args = arguments.parse_with_config(parser, argv)
     if args.norm in nets.WITHOUT_STATISTICS:  # of configs that ask for it, the rows without are trained too
         args.precise_bn = None
+    if args.warmup_epochs > args.num_epochs:
+        raise UserError(f"--warmup_epochs {args.warmup_epochs:g} is more than the --num_epochs {args.num_epochs}")
     if args.label_smoothing and args.loss not in utill.SMOOTHED:
         raise UserError(f"--label_smoothing belongs to --loss {' or '.join(utill.SMOOTHED)}: leave it out")
     return args

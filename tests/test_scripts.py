@@ -596,6 +596,7 @@ BAD_INPUT = [
     ("test good.tar --precise_bn 2 --image image.png", "--precise_bn takes the data set that the net was trained on"),
     ("test good.tar --precise_bn 2 --batch_size 1", "--precise_bn: there are no statistics of a batch of one image"),
     (f"{SYNTH} --label_smoothing 1", "expected a number in [0, 1)"),
+    (f"{SYNTH} --warmup_epochs 1.5", "--warmup_epochs 1.5 is more than the --num_epochs 1"),
     ("test good.tar --image missing.png", "cannot read image missing.png"),
     ("test good.tar --image image.png image-half.png", "cannot read image image-half.png"),
     ("early_exit good.tar --figure empty/figure.xyz", "must end in one of"),

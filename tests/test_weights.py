@@ -173,3 +173,4 @@ def test_either_a_checkpoint_or_a_shipped_net_is_tested(run, shipped, monkeypatc
     publish(run, monkeypatch)
     outcome = call(test_script.main, run / "best.pth.tar", "--weights", "tiny")
     assert outcome.code == 2
+    assert "--weights tiny stands in place of CHECKPOINT: leave out" in outcome.err[-1]
