@@ -47,6 +47,8 @@ which is better.
 {}
 # Every run that was kept
 
+"100 images: a to b" is the 95 % interval that so few test images give (Wilson).
+
 {}"""
 HELD_OUT = """# Recipes, by accuracy on the images held out of training, after the last epoch
 
@@ -65,6 +67,7 @@ METHOD = {"norm": "bntt", "neuron": "lif", "spike_order": "integrate_first", "in
 OPTIMIZER = ("optimizer", "lr", "lr_schedule", "warmup_epochs", "momentum", "weight_decay", "gamma_weight_decay")
 MACHINE = ("seed", "device", "engine", "save_memory", "cuda_graph", "deterministic", "amp", "config", "run_dir")
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
+FEW = 1000  # test images: an accuracy on fewer has the interval that so few give
 COUNT, PERCENT = (int, 1, 10**9), (float, 0, 100)  # type, least, most
 BOTH = {"dataset": str, "arch": str, "norm": str, "num_steps": COUNT, "seed": (int, 0, 2**64)}
 RESULT = BOTH | {"test_acc": PERCENT, "count": COUNT, "epoch": COUNT, "train_images": COUNT}
@@ -196,6 +199,14 @@ def comparisons(found):
     return table(["BNTT", "other", "difference", "95 % interval", "seeds", "BNTT is"], rows)
 
 
+def wilson(percent, count):
+    """The 95 % interval of an accuracy in %, as seen on `count` test images (Wilson 1927)."""
+    p, z = percent / 100, 1.96
+    centre, scale = p + z**2 / (2 * count), 1 + z**2 / count
+    half = z * (p * (1 - p) / count + z**2 / (4 * count**2)) ** 0.5
+    return 100 * (centre - half) / scale, 100 * (centre + half) / scale
+
+
 def table(heads, rows):
     """Rows of cells as Markdown, below a row of heads."""
     return "".join(f"| {' | '.join(row)} |\n" for row in (heads, ["---"] * len(heads), *rows))
@@ -207,6 +218,9 @@ def ours(runs, link):
     text = f"[{mean_and_deviation([run['test_acc'] for run in runs])}]({link}) (n = {len(runs)}"
     text += f", `--precise_bn {config['precise_bn']}`" if config.get("precise_bn") else ""
     text += f", {config.get('dvs_split')} split)" if config["dataset"] == "dvs_cifar10" else ")"
+    if (count := runs[0]["count"]) < FEW:
+        low, high = wilson(statistics.mean(run["test_acc"] for run in runs), count)
+        text += f"<br>{count} images: {low:.1f} to {high:.1f}"
     if exits:
         steps, thresholds = [x["exit_step"] for x in exits], {x["gamma_threshold"] for x in exits}
         exited = f"exit at {mean_and_deviation(steps, '.4g')}: {mean_and_deviation([x['acc_exit'] for x in exits])}"

@@ -9,8 +9,8 @@ import yaml
 from conftest import ROOT, call
 
 RESULT = {"dataset": "cifar10", "arch": "vgg9", "norm": "bntt", "num_steps": 25, "seed": 0}
-RESULT |= {"test_acc": 90.0, "count": 100, "epoch": 8, "train_images": 1024}
-EXIT = {"gamma_threshold": 0.1, "exit_step": 20, "num_steps": 25, "acc_exit": 89.0, "count": 100}
+RESULT |= {"test_acc": 90.0, "count": 10_000, "epoch": 8, "train_images": 1024}
+EXIT = {"gamma_threshold": 0.1, "exit_step": 20, "num_steps": 25, "acc_exit": 89.0, "count": 10_000}
 COMMAND = "train.py --dataset cifar10 --arch vgg9 --num_steps 25"
 PAPER_ROWS = list(csv.DictReader((ROOT / "results" / "paper.csv").read_text(encoding="utf-8").splitlines()))
 MARKERS = "above\n\n<!-- results: written by scripts/make_tables.py -->\nstale\n<!-- end -->\n\nbelow\n"
@@ -171,6 +171,17 @@ def test_another_norm_neuron_or_order_is_another_method_with_a_learning_rate_of_
     assert [row[:2] for row in rows_of(place, "BNTT")] == [["[run](run)", "[other](other)"]]
 
 
+def test_few_images_have_the_interval_of_wilson(place):
+    # Brown, Cai & DasGupta (2001): 96 of 100 by (x + z^2/2)/(n + z^2) -+ z sqrt(n)/(n + z^2) sqrt(pq + z^2/(4n))
+    place.run(test_acc=96.0, count=100)
+    assert place.cells()[3] == "[96.00](results/run) (n = 1)<br>100 images: 90.2 to 98.4"
+
+
+@pytest.mark.parametrize(("percent", "low", "high"), [(0.0, 0.0, 27.75), (50.0, 23.66, 76.34), (100.0, 72.25, 100.0)])
+def test_the_interval_of_wilson_of_ten_images(percent, low, high):
+    assert make_tables.wilson(percent, 10) == pytest.approx((low, high), abs=0.01)
+
+
 def test_the_early_exit(place):
     place.run(early_exit={})
     assert place.cells()[3] == "[90.00](results/run) (n = 1)<br>exit at 20: 89.00"
@@ -241,7 +252,11 @@ def test_a_run_whose_command_would_now_train_something_else_is_refused(place):
         ("environment.json", "{}", "environment.json: command cannot be None"),
         ("environment.json", '{"command": "test.py"}', "the command must be one of train.py"),
         ("early_exit.json", "{}", "early_exit.json: num_steps cannot be None"),
-        ("early_exit.json", json.dumps(EXIT | {"count": 10}), "count is 100 in result.json and 10 in early_exit.json"),
+        (
+            "early_exit.json",
+            json.dumps(EXIT | {"count": 10}),
+            "count is 10000 in result.json and 10 in early_exit.json",
+        ),
     ],
 )
 def test_damage_is_one_sentence_and_changes_nothing(place, file, text, message):
