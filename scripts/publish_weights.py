@@ -1,4 +1,4 @@
-"""Make a trained net part of the code: weights/NAME.pth in half precision, and its row in weights/index.json.
+"""Make a trained net part of the code: weights/NAME.pth in half precision, its row in index.json and README.md there.
 
     python scripts/publish_weights.py results/x/seed0/best.pth.tar cifar10_vgg9_T4 --data_dir data/cifar10
 
@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root
 
 import torch
+from make_tables import table
 
 import nets
 import runs
@@ -50,6 +51,22 @@ def tested(file, *flags):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+START, END = "<!-- nets: written by scripts/publish_weights.py -->\n", "<!-- end -->"
+
+
+def page(text, index):
+    """The text of weights/README.md with the table of the nets in `index`."""
+    heads = ["name", "net", "data", "T", "test accuracy, %", "test images", "bytes", "sha256"]
+    rows = []
+    for name, row in index.items():
+        net = ", ".join(str(row[key]) for key in ("arch", "norm", "encoding"))
+        spread = f" ± {row['deviation']:.2f} over {row['repeats']} draws" if row["deviation"] is not None else ""
+        told = [f"{row['test_acc']:.2f}{spread}", f"{row['count']:,}", f"{row['bytes']:,}", f"{row['sha256'][:12]}..."]
+        rows.append([f"`{name}`", net, row["dataset"], str(row["num_steps"]), *told])
+    before, after = text.split(START)
+    return before + START + table(heads, rows) + after[after.index(END) :]
+
+
 @entry_point
 def main(argv=None):
     parser = ArgumentParser(__doc__.splitlines()[0])
@@ -81,8 +98,12 @@ def main(argv=None):
     row |= {"test_acc": full["top1"], "deviation": full["top1_std"], "repeats": args.repeats, "count": full["count"]}
     row |= {f"test_acc_{FEW}": few["top1"], "bytes": file.stat().st_size}
     row |= {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "torch": torch.__version__}
-    runs.write_json(index, nets.WEIGHTS | {args.name: row})
-    print(f"{file} and its row in {index} are written: say in weights/README.md what it is")
+    nets.WEIGHTS[args.name] = row
+    runs.write_json(index, nets.WEIGHTS)
+    readme = nets.SHIPPED / "README.md"
+    if readme.exists():
+        runs.write_text(readme, page(readme.read_text(encoding="utf-8"), nets.WEIGHTS))
+    print(f"{file} and its row in {index} are written")
     print(json.dumps(row))
 
 
