@@ -262,13 +262,12 @@ def test_a_command_that_would_not_run_is_found(command, trained, place, monkeypa
 
 @pytest.fixture
 def variables(trained, place, tmp_path):
-    """What the snippets take as given: a trained net and images. The tables are as they were afterwards."""
+    """What the snippets take as given: images. The tables are as they were afterwards."""
     tables = (nets.NEURONS, nets.NORMS, utill.LOSSES, model.ARCHS, data.DATASETS)
     before = [dict(table) for table in tables]
-    place("runs/quickstart/best.pth.tar", trained.checkpoint)
     (tmp_path / "results").symlink_to(ROOT / "results")
     draw = torch.Generator().manual_seed(0)
-    given = {"images": torch.rand(2, 1, 8, 8, generator=draw)}
+    given = {"images": torch.rand(2, 3, 32, 32, generator=draw)}
     for part, count in (("train", 32), ("test", 8)):
         given[f"{part}_images"] = torch.randint(256, (count, 3, 8, 8), dtype=torch.uint8, generator=draw)
         given[f"{part}_labels"] = torch.arange(count) % 2
