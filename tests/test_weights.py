@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -35,20 +36,23 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def published(run, tmp_path_factory):
+    """(Folder, outcome): that run published as `tiny` into an empty folder in place of weights/."""
+    folder = tmp_path_factory.mktemp("weights")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nets, "SHIPPED", folder)
+        patch.setattr(nets, "WEIGHTS", {})
+        return folder, call(publish_weights.main, run / "best.pth.tar", "tiny")
+
+
 @pytest.fixture
-def shipped(monkeypatch, tmp_path):
-    """An empty folder in place of weights/."""
-    monkeypatch.setattr(nets, "SHIPPED", tmp_path / "weights")
-    monkeypatch.setattr(nets, "WEIGHTS", {})
-    nets.SHIPPED.mkdir()
-    return nets.SHIPPED
-
-
-def publish(run, monkeypatch, *flags):
-    outcome = call(publish_weights.main, run / "best.pth.tar", "tiny", *flags)
-    if outcome.code == 0:
-        monkeypatch.setattr(nets, "WEIGHTS", json.loads((nets.SHIPPED / "index.json").read_text()))
-    return outcome
+def shipped(published, monkeypatch, tmp_path):
+    """A copy of that folder in place of weights/."""
+    folder = shutil.copytree(published[0], tmp_path / "weights")
+    monkeypatch.setattr(nets, "SHIPPED", folder)
+    monkeypatch.setattr(nets, "WEIGHTS", json.loads((folder / "index.json").read_text()))
+    return folder
 
 
 # ---- What is shipped -----------------------------------------------------------------------------
@@ -106,8 +110,8 @@ def test_the_page_of_weights_is_what_the_index_says():
 # ---- How a run becomes one -----------------------------------------------------------------------
 
 
-def test_a_run_is_published_with_the_accuracy_of_the_very_file(run, shipped, monkeypatch):
-    outcome = publish(run, monkeypatch)
+def test_a_run_is_published_with_the_accuracy_of_the_very_file(published, shipped):
+    outcome = published[1]
     assert outcome.code == 0
     row = nets.WEIGHTS["tiny"]
     assert row == outcome.result
@@ -115,23 +119,20 @@ def test_a_run_is_published_with_the_accuracy_of_the_very_file(run, shipped, mon
     assert row["test_acc"] == call(test_script.main, "--weights", "tiny").result["top1"]
 
 
-def test_a_published_file_has_half_precision_in_its_synapses_alone(run, shipped, monkeypatch):
-    publish(run, monkeypatch)
+def test_a_published_file_has_half_precision_in_its_synapses_alone(run, shipped):
     old, new = (runs.load_checkpoint(path)["state_dict"] for path in (run / "best.pth.tar", shipped / "tiny.pth"))
     for name, tensor in old.items():
         half = name.startswith(("conv", "fc"))
         assert torch.equal(new[name], tensor.half() if half else tensor), name
 
 
-def test_a_published_file_names_no_folder(run, shipped, monkeypatch):
-    publish(run, monkeypatch)
+def test_a_published_file_names_no_folder(shipped):
     config = runs.load_checkpoint(shipped / "tiny.pth")["config"]
     assert [key for key, value in config.items() if "/" in str(value)] == ["data_dir"]
     assert config["data_dir"] == "./data"
 
 
-def test_a_published_net_is_loaded_by_its_name(run, shipped, monkeypatch):
-    publish(run, monkeypatch)
+def test_a_published_net_is_loaded_by_its_name(shipped):
     images = torch.rand(2, 1, 8, 8)
     torch.manual_seed(0)
     expected = nets.load(shipped / "tiny.pth")(images)
@@ -139,38 +140,35 @@ def test_a_published_net_is_loaded_by_its_name(run, shipped, monkeypatch):
     assert torch.equal(nets.load("tiny")(images), expected)
 
 
-def test_a_second_file_of_a_name_is_refused_and_the_first_kept(run, shipped, monkeypatch):
-    publish(run, monkeypatch)
+def test_a_second_file_of_a_name_is_refused_and_the_first_kept(run, shipped):
     before = (shipped / "tiny.pth").read_bytes()
-    outcome = publish(run, monkeypatch)
+    outcome = call(publish_weights.main, run / "best.pth.tar", "tiny")
     assert (outcome.code, (shipped / "tiny.pth").read_bytes()) == (2, before)
     assert "a file of weights is made once" in outcome.err[-1]
 
 
 def test_what_cannot_be_tested_leaves_no_file(run, shipped, monkeypatch):
     monkeypatch.setattr(publish_weights, "tested", lambda *_: 1 / 0)
+    before = sorted(shipped.iterdir())
     with pytest.raises(ZeroDivisionError):
-        publish_weights.main([str(run / "best.pth.tar"), "tiny"])
-    assert list(shipped.iterdir()) == []
+        publish_weights.main([str(run / "best.pth.tar"), "other"])
+    assert sorted(shipped.iterdir()) == before
 
 
-def test_a_damaged_file_is_refused(run, shipped, monkeypatch):
-    publish(run, monkeypatch)
+def test_a_damaged_file_is_refused(shipped):
     (shipped / "tiny.pth").write_bytes((shipped / "tiny.pth").read_bytes()[:-1])
     outcome = call(test_script.main, "--weights", "tiny")
     assert outcome.code == 2
     assert "tiny.pth is damaged" in outcome.err[-1]
 
 
-def test_an_unknown_name_is_refused_with_those_there_are(run, shipped, monkeypatch):
-    publish(run, monkeypatch)
+def test_an_unknown_name_is_refused_with_those_there_are(shipped):
     outcome = call(test_script.main, "--weights", "huge")
     assert outcome.code == 2
     assert "'huge' (choose from" in outcome.err[-1]
 
 
-def test_either_a_checkpoint_or_a_shipped_net_is_tested(run, shipped, monkeypatch):
-    publish(run, monkeypatch)
+def test_either_a_checkpoint_or_a_shipped_net_is_tested(run, shipped):
     outcome = call(test_script.main, run / "best.pth.tar", "--weights", "tiny")
     assert outcome.code == 2
     assert "--weights tiny stands in place of CHECKPOINT: leave out" in outcome.err[-1]
