@@ -261,7 +261,7 @@ def test_a_command_that_would_not_run_is_found(command, trained, place, monkeypa
 
 
 @pytest.fixture
-def variables(trained, place, tmp_path):
+def variables(place, tmp_path):
     """What the snippets take as given: images. The tables are as they were afterwards."""
     tables = (nets.NEURONS, nets.NORMS, utill.LOSSES, model.ARCHS, data.DATASETS)
     before = [dict(table) for table in tables]
