@@ -101,10 +101,14 @@ def build_optimizer(net, args):
             {"params": [p for p in parameters if p not in gammas]},
             {"params": list(gammas), "weight_decay": args.gamma_weight_decay},
         ]
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer]
+    lr, options = args.lr, {"weight_decay": args.weight_decay}
     if args.optimizer == "sgd":
-        return torch.optim.SGD(parameters, args.lr, args.momentum, weight_decay=args.weight_decay)
-    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer]
-    return optimizer(parameters, args.lr, weight_decay=args.weight_decay)
+        options["momentum"] = args.momentum
+    if args.cuda_graph:  # the replayed step reads the learning rate where `set_learning_rate` writes it
+        lr = torch.tensor(args.lr, device=net.readout.weight.device)
+        options |= {"fused": True} if args.optimizer == "sgd" else {"fused": True, "capturable": True}
+    return kind(parameters, lr, **options)
 
 
 def learning_rate(args, epoch, step, steps):
@@ -112,14 +116,13 @@ def learning_rate(args, epoch, step, steps):
     return utill.learning_rate(args.lr, epoch, args.num_epochs, args.lr_schedule, args.warmup_epochs, step, steps)
 
 
-def set_learning_rate(run, step, args, steps):
-    """Give the optimizer the rate of the run's next step, of `steps` in an epoch."""
-    lr = learning_rate(args, run.epoch, run.step, steps)
-    for group in run.optimizer.param_groups:
-        if args.cuda_graph and group["lr"] != lr:
-            step.forget()  # the graph holds the learning rate it was captured with
-            run.optimizer.zero_grad(set_to_none=True)
-        group["lr"] = lr
+def set_learning_rate(optimizer, lr):
+    """Give it the learning rate of the next step."""
+    for group in optimizer.param_groups:
+        if torch.is_tensor(group["lr"]):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def train_step(net, loss, optimizer, scaler, amp, images, labels):
@@ -157,7 +160,7 @@ def train_epoch(run, step, loader, args, signals):
     options = dict(unit="batch", disable=None, leave=False, initial=run.step, total=len(loader))
     with tqdm(loader, desc=f"epoch {epoch + 1}/{args.num_epochs}", **options) as bar:
         for images, labels in bar:
-            set_learning_rate(run, step, args, len(loader))
+            set_learning_rate(run.optimizer, learning_rate(args, epoch, run.step, len(loader)))
             loss, right, gradient = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
             run.losses.update(loss, len(labels))
             run.rights.update(right / len(labels), len(labels))
@@ -230,6 +233,8 @@ def train(args, argv, signals, stack):
     except ValueError as error:
         raise UserError(f"--batch_size {args.batch_size}: {error}") from None
     engine, reason = nets.use_engine(net, args.engine, args.save_memory)
+    if args.cuda_graph and (device.type != "cuda" or engine != "fused" or args.amp == "fp16"):
+        raise UserError("--cuda_graph needs a GPU, the fused engine and --amp bf16 or off")
     judge = utill.LOSSES[args.loss](args.logit_scale)
     smooth = {"label_smoothing": args.label_smoothing} if args.label_smoothing else {}
     loss = utill.LOSSES[args.loss](args.logit_scale, **smooth)
@@ -237,10 +242,6 @@ def train(args, argv, signals, stack):
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     step = functools.partial(train_step, net, loss, optimizer, scaler, args.amp)
     if args.cuda_graph:
-        if device.type != "cuda" or engine != "fused" or args.amp == "fp16" or args.optimizer != "sgd":
-            raise UserError("--cuda_graph needs a GPU, the fused engine, --optimizer sgd and --amp bf16 or off")
-        if args.lr_schedule == "cosine_steps" or args.warmup_epochs:
-            raise UserError("--cuda_graph holds one learning rate an epoch: leave out --warmup_epochs and cosine_steps")
         step = fused.GraphedStep(step)
     if args.data_on_device:
         for loader in filter(None, (loaders.train, loaders.val, loaders.test)):

@@ -1,5 +1,7 @@
 """A training step as one CUDA graph."""
 
+import warnings
+
 import torch
 
 
@@ -7,17 +9,14 @@ class GraphedStep:
     """A training step as one CUDA graph: thousands of kernel launches become one.
 
     step(images, labels) -> tuple of tensors; it may ask nothing of the GPU, must drop the gradients
-    (zero_grad(set_to_none=True)) and update the weights itself. The first `warm` batches, and batches of
+    (zero_grad(set_to_none=True)) and update the weights itself, at a learning rate that is a tensor on the GPU where it
+    is to change (optimizers with fused=True take one). The first `warm` batches, and batches of
     another shape, run as they are: they compile kernels and create the optimizer's state. The returned
     tensors are overwritten by the next call. Poisson draws go on from the default generator as without.
     """
 
     def __init__(self, step, warm=3):
         self.step, self.warm, self.side = step, warm, None
-        self.forget()
-
-    def forget(self):
-        """Capture anew: after a change of what the graph has fixed, such as the learning rate."""
         self.graph, self.inputs, self.outputs = None, None, None
 
     def __call__(self, images, labels):
@@ -25,7 +24,8 @@ class GraphedStep:
             self.warm = max(0, self.warm - 1)
             self.side = self.side or torch.cuda.Stream()  # capturing wants the state to come from a side stream
             self.side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.side):
+            with torch.cuda.stream(self.side), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*capturable=True")  # of an optimizer: it will be captured
                 outputs = self.step(images, labels)
             torch.cuda.current_stream().wait_stream(self.side)
             return outputs
