@@ -55,7 +55,7 @@ def draw(path, gammas, evaluation, gamma, policies, answer):
         lowest = min(0, *(float(gamma.mean(1).min()) for gamma in gammas.values()))
         colours = plt.get_cmap("viridis")(torch.linspace(0, 0.92, len(gammas)).numpy())
         for (name, values), colour in zip(gammas.items(), colours, strict=True):
-            left.plot(steps, values.mean(1), style, color=colour, label=name)
+            left.plot(steps, values.mean(1).cpu(), style, color=colour, label=name)
         left.axhline(
             gamma["gamma_threshold"], color="black", linestyle=":", label=f"threshold {gamma['gamma_threshold']:g}"
         )
