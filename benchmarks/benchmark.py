@@ -18,8 +18,9 @@ where rounding makes a few neurons fire otherwise, are shown as they are.
 Who takes part: CONTENDERS in contenders.py.
 
 Memory is the peak resident memory of a fresh process (on a GPU, PyTorch's peak) at two batch sizes; its slope is
-what one more image costs. On a GPU float32 contenders may use TF32. SpikingJelly takes the neuron kernels it finds
-best (its compiled CUDA ones, then Triton's); the variable SJ_LIF_CUDA_IMPLEMENTATION overrides it.
+what one more image costs. On a GPU the peak of the timed training is told too. On a GPU float32 contenders may use
+TF32. SpikingJelly takes the neuron kernels it finds best (its compiled CUDA ones, then Triton's); the variable
+SJ_LIF_CUDA_IMPLEMENTATION overrides it.
 
 Writes <out>/<device>_<arch>_T<T>_B<B>.json (with `--scaling` a .png of the same name); the last line printed is one
 JSON object. Exit code 0: done; 1: a contender computes another net; 2: an option is wrong.
@@ -30,6 +31,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 import platform
 import re
@@ -281,22 +283,30 @@ def check_and_time(names, args, report):
                         seconds = workers[name].ask("time", mode=mode, steps=args.steps_per_turn)
                         report["seconds"][name][mode] += [seconds] if turn >= args.warmup else []
                 progress(f"{mode} round {turn + 1} of {args.warmup + args.repeats}")
+            for name in names if args.device != "cpu" and mode == "train" else ():
+                with noted(report, f"peak memory of {name}"):
+                    report["peak_mb"][name] = workers[name].ask("memory")
     report["seconds"] = {name: s for name, s in report["seconds"].items() if name not in report["left_out"]}
 
 
 def measure_memory(names, args, report):
     """memory: peak MB of a fresh process after two training steps, at two batch sizes, and MB per image."""
     small, large = args.memory_batches
-    for name in names:
-        peaks = []
-        with noted(report, f"memory of {name}"):
-            for size in (small, large):
-                with Worker(name, args, batch_size=size) as worker:
-                    worker.ask("time", mode="train", steps=WARM + 2 if CONTENDERS[name].graph else 2)
-                    peaks.append(worker.ask("memory"))
-            slope = (peaks[1] - peaks[0]) / (large - small)
-            report["memory"][name] = {"batch_sizes": [small, large], "peak_mb": peaks, "mb_per_image": slope}
-        progress(f"memory of {name}")
+    with contextlib.ExitStack() as stack:
+        started = {  # all at once, as importing takes seconds
+            name: [stack.enter_context(Worker(name, args, batch_size=size)) for size in (small, large)]
+            for name in names
+        }
+        for name, workers in started.items():
+            peaks = []
+            with noted(report, f"memory of {name}"):
+                for worker in workers:
+                    with worker:
+                        worker.ask("time", mode="train", steps=WARM + 2 if CONTENDERS[name].graph else 2)
+                        peaks.append(worker.ask("memory"))
+                slope = (peaks[1] - peaks[0]) / (large - small)
+                report["memory"][name] = {"batch_sizes": [small, large], "peak_mb": peaks, "mb_per_image": slope}
+            progress(f"memory of {name}")
 
 
 def measure_profile(names, args, report):
@@ -422,6 +432,8 @@ def print_results(names, args, report):
         table[f"{mode}, ms per image"] = [spread(times[mode][n], 1) for n in names]
         baseline = report["baseline"]
         table[f"times as fast as {baseline}, {mode}"] = [spread(speedups[mode][n][baseline]) for n in names]
+    if report["peak_mb"]:
+        table[f"peak MB at batch {args.batch_size}"] = [f"{report['peak_mb'].get(n, math.nan):.0f}" for n in names]
     for key, part, form in (("mb_per_image", "memory", "{:.1f}"), ("convolutions_and_matmuls", "profile", "{:.0%}")):
         if report[part]:
             table[key.replace("_", " ")] = [
@@ -549,7 +561,8 @@ def main(argv=None):
     report["date"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     settings = ("arch", "batch_size", "num_steps", "img_size", "device", "threads", "repeats", "warmup")
     report |= {key: getattr(args, key) for key in (*settings, "steps_per_turn")} | {"machine": machine(args)}
-    for key in ("left_out", "check", "same_net", "times", "speedups", "memory", "profile", "scaling", "seconds"):
+    parts = "left_out check same_net times speedups memory peak_mb profile scaling seconds"
+    for key in parts.split():
         report[key] = {}
 
     check_and_time(args.contenders, args, report)

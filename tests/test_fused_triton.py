@@ -187,7 +187,9 @@ def check_net(device):
     from fused.triton import TritonPasses
     from model import ARCHS, SpikingVGG
 
-    engine.backend = guard.backend = lambda device_type: TritonPasses(tile=8192, chunk=2)
+    tile = 8192 if device == "cpu" else 512  # the interpreter wants few tiles, a compiler small ones
+    engine.backend = guard.backend = lambda device_type: TritonPasses(tile=tile, chunk=2)
+    torch.backends.cudnn.allow_tf32 = False
     ARCHS["tiny"] = (8, "A", 16, 16, "G"), (24,)
     late = dict(spike_order="fire_first", norm="bn", encoding="direct")
     for dtype, tolerance, save_memory, options in (
