@@ -14,6 +14,7 @@ usage() {
   DATA=DIR             the data lie, or are downloaded to, DIR/<set> if there is such a folder, else DIR (default: data).
                        CIFAR may be an image tree train/<class>/, test/<class>/, or an archive of one
   RESULTS=DIR          where the runs go (default: results)
+  FLAGS="--flag ..."   more flags of train.py for every run, as --data_on_device --cuda_graph on a GPU
 
 Run it again after a stop: it goes on. A row that has its result.json is not run again.
 END
@@ -67,11 +68,16 @@ pages() { python scripts/make_tables.py --results "$results"; } # what the runs 
 
 run() { # the name of the runs, then flags of train.py; {seed} in them is the run's
     [ -z "$dry" ] || return 0
-    local name=$1 seed folder
+    local name=$1 seed folder more=" ${FLAGS:-} "
     shift
+    case " $* " in # what runs plain cannot be a graph
+    *" --norm ln "* | *" --neuron "* | *_ann.yaml* | *_hybrid.yaml*) more=${more/ --cuda_graph / } ;;
+    esac
     for seed in $seeds; do
         folder=$results/$name/seed$seed
-        [ -f "$folder/result.json" ] || python train.py "${@//\{seed\}/$seed}" --seed "$seed" --run_dir "$folder" --save_every 100 --resume
+        # shellcheck disable=SC2086
+        [ -f "$folder/result.json" ] ||
+            python train.py "${@//\{seed\}/$seed}" --seed "$seed" --run_dir "$folder" --save_every 100 $more --resume
         # of a run that was published without its checkpoint there is nothing to read
         if [ ! -f "$folder/early_exit.json" ] && [ -f "$folder/best.pth.tar" ] && grep -q '^norm: bntt' "$folder/config.yaml"; then
             python early_exit.py "$folder/best.pth.tar" --sweep \
