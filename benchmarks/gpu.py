@@ -399,7 +399,7 @@ def kernels():
 
     from fused import Shape
 
-    triton = passes(tile=256, channels=16, rows=24, chunk=3, programs=4)
+    triton = passes(tile=256, tile_back=256, channels=16, rows=24, chunk=3, programs=4)
     for dtype in (torch.float32, torch.bfloat16):
         for pool in (1, 2):
             shape = Shape(7, 2, 5, 6, 20, pool, pool == 2, 0.95, 1.0)
@@ -572,7 +572,7 @@ def sweep(batch, T, size):
     for tile in (128,) if TOY else (1024, 2048, 4096):
         for chunk in (2, 4) if TOY else (8, 32):
             for each in (2,) if TOY else (2, 4):
-                work = passes(tile=tile, chunk=chunk, programs=each * processors).lif_backward
+                work = passes(tile_back=tile, chunk=chunk, programs=each * processors).lif_backward
                 key = f"tile {tile}, chunk {chunk}, {each} programs a multiprocessor"
                 found[key] = milliseconds(lambda: work(x, shape, a, a, a, None, grad, None, False, True))  # noqa: B023
     return {"sweep_of": "x".join(map(str, shape.full)), "sweep": found}

@@ -4,12 +4,13 @@ A layer's neurons over all time-steps are one contiguous matrix x[t][n][c], chan
 n = (b, h, w). In memory x, spikes and gradients are float32, float64, bfloat16 or float16; all
 arithmetic, membranes and sums are in the dtype of the scales a and b (float32; float64 for float64).
 
-The two LIF passes work on tiles [P, Q, BC]: P pooling windows, their Q = pool * pool pixels (rounded
-up to a power of two) and BC neighbouring channels. A program walks through all time-steps of its tile
-with the membranes in registers; the loop over T is a loop of the kernel, so T = 1000 compiles no
-slower than T = 1. Sums over n are written once per program and added up in a fixed order, without
-atomics: one machine gives the same bits every time. Nothing asks the GPU for a value, so the passes
-can be captured in a CUDA graph (after one warm-up call, which compiles them).
+The two LIF passes work on tiles of P pooling windows, their Q = pool * pool pixels and BC neighbouring
+channels: forwards pixel by pixel, [P, BC], backwards as [P, Q, BC], Q rounded up to a power of two. A
+program walks through all time-steps of its tile with the membranes in registers; the loop over T is a
+loop of the kernel, so T = 1000 compiles no slower than T = 1. Sums over n are written once per program
+and added up in a fixed order, without atomics: one machine gives the same bits every time. Nothing asks
+the GPU for a value, so the passes can be captured in a CUDA graph (after one warm-up call, which
+compiles them).
 """
 
 import contextlib
@@ -22,6 +23,7 @@ import triton.language as tl
 import model
 
 STAGES = tl.constexpr(3)  # loads of so many time-steps are under way at once
+WIDEST = 4  # a pool whose windows `_lif_forward` goes through pixel by pixel; each pixel is code of its own
 
 
 # ---- Kernels -------------------------------------------------------------------------------------
@@ -97,27 +99,44 @@ def _step(m, current, LEAK: tl.constexpr, THETA: tl.constexpr, FIRE_FIRST: tl.co
 def _lif_forward(
     x, a, b, membrane, spikes, packed, T, B, H, W, C,
     LEAK: tl.constexpr, THETA: tl.constexpr, FIRE_FIRST: tl.constexpr, START: tl.constexpr,
-    POOL: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, BC: tl.constexpr,
+    POOL: tl.constexpr, P: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """One tile, all time-steps. membrane [N, C] or None: read if START, and written. packed: or None."""
-    c, inputs, inside, outputs, whole = _tile(tl.program_id(0), B, H, W, C, POOL, P, Q, BC)
-    # All pixels of a window know its sum; the first one writes it.
-    writes = whole & (tl.arange(0, Q) == 0)[None, :, None]
+    """P windows, all time-steps. membrane [N, C] or None: read if START, and written. packed: or None.
+
+    The pixels of a window are tiles [P, BC] of their own, one after the other: as one tile, its sum over them goes
+    from thread to thread.
+    """
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    window, real = tl.program_id(0) * P + tl.arange(0, P), (c < C)[None, :]
+    across, down = (W + POOL - 1) // POOL, (H + POOL - 1) // POOL
+    j, k, image = window % across, window // across % down, window // (across * down)
+    outputs = (((image * (H // POOL) + k) * (W // POOL) + j) * C)[:, None] + c[None, :]
+    whole = ((image < B) & (k < H // POOL) & (j < W // POOL))[:, None] & real
     full, pooled = tl.cast(B * H * W, tl.int64) * C, tl.cast(B * (H // POOL) * (W // POOL), tl.int64) * C
-    m = tl.zeros([P, Q, BC], a.dtype.element_ty)
-    if START:
-        m = tl.load(membrane + inputs, mask=inside, other=0.0)
+    places, exist, m = (), (), ()
+    for q in tl.static_range(POOL * POOL):
+        y, z = k * POOL + q // POOL, j * POOL + q % POOL
+        inside = ((image < B) & (y < H) & (z < W))[:, None] & real
+        inputs = (((image * H + y) * W + z) * C)[:, None] + c[None, :]
+        before = tl.zeros([P, BC], a.dtype.element_ty)
+        if START:
+            before = tl.load(membrane + inputs, mask=inside, other=0.0)
+        places, exist, m = places + (inputs,), exist + (inside,), m + (before,)
     for t in tl.range(T, num_stages=STAGES):
-        v = tl.load(x + t * full + inputs, mask=inside, other=0.0).to(m.dtype)
-        _, count, m = _step(m, _vector(a, t, c, C) * v + _vector(b, t, c, C), LEAK, THETA, FIRE_FIRST)
-        if POOL > 1:  # what only fills up Q sees b and may fire: not counted
-            count = tl.sum(tl.where(inside, count, 0.0), 1)[:, None, :] + tl.zeros_like(count)
+        gain, offset = _vector(a, t, c, C), _vector(b, t, c, C)
+        count, after = tl.zeros([P, BC], a.dtype.element_ty), ()
+        for q in tl.static_range(POOL * POOL):
+            v = tl.load(x + t * full + places[q], mask=exist[q], other=0.0).to(count.dtype)
+            _, spikes_q, m_q = _step(m[q], gain * v + offset, LEAK, THETA, FIRE_FIRST)
+            count, after = count + spikes_q, after + (m_q,)
+        m = after
         share = count * (1.0 / (POOL * POOL))
-        tl.store(spikes + t * pooled + outputs, share.to(spikes.dtype.element_ty), mask=writes)
+        tl.store(spikes + t * pooled + outputs, share.to(spikes.dtype.element_ty), mask=whole)
         if packed is not None:
-            tl.store(packed + t * pooled + outputs, count.to(tl.int32).to(tl.uint8), mask=writes)
+            tl.store(packed + t * pooled + outputs, count.to(tl.int32).to(tl.uint8), mask=whole)
     if membrane is not None:
-        tl.store(membrane + inputs, m, mask=inside)
+        for q in tl.static_range(POOL * POOL):
+            tl.store(membrane + places[q], m[q], mask=exist[q])
 
 
 @_kernel
@@ -226,15 +245,17 @@ class TritonPasses:
     """The passes under the names, arguments and results of `CpuPasses` in cpu.py.
 
     The sizes of the work change nothing but speed and the order of sums. tile: neurons of a tile.
-    channels: most channels of a tile. rows: rows that a program of `statistics` sums. chunk: time-steps
-    that `lif_backward` keeps h(u) of. programs: how many of `lif_backward` run (None: two for each
-    multiprocessor); their scratch takes programs * tile * chunk elements and should fit the L2 cache.
+    tile_back: of a tile of `lif_backward`, in 16 bit; half as many in float32. channels: most channels of
+    a tile. rows: rows that a program of `statistics` sums. chunk: time-steps that `lif_backward` keeps
+    h(u) of. programs: how many of `lif_backward` run (None: two for each multiprocessor); their scratch
+    takes programs * tile_back * chunk elements and is meant for the L2 cache.
     """
 
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-    def __init__(self, tile=2048, channels=64, rows=2048, chunk=32, programs=None):
-        self.tile, self.channels, self.rows, self.chunk, self.programs = tile, channels, rows, chunk, programs
+    def __init__(self, tile=2048, channels=64, rows=2048, chunk=32, programs=None, tile_back=4096):
+        self.tile, self.tile_back, self.channels, self.rows = tile, tile_back, channels, rows
+        self.chunk, self.programs = chunk, programs
 
     def statistics(self, x, shape):
         """Mean and (biased) variance of x [T, B, H, W, C] over n: two float64 tensors [T, C]."""
@@ -251,10 +272,20 @@ class TritonPasses:
 
         a, b: [T, C]. membrane: None, or [N, C], read if `start` and left as it is after the last step.
         """
+        T, B, H, W, C = shape.full
+        if (pool := shape.pool) > WIDEST:
+            spikes = self.lif_forward(x, shape._replace(pool=1), a, b, membrane, start, None)
+            h, w = H // pool, W // pool
+            windows = spikes[:, :, : h * pool, : w * pool].reshape(T, B, h, pool, w, pool, C)
+            counts = windows.sum((3, 5), dtype=_wide(x))
+            if packed is not None:
+                packed.copy_(counts)
+            return (counts * (1 / pool**2)).to(x.dtype)
         spikes = torch.empty(shape.pooled, dtype=x.dtype, device=x.device)
-        tiles, tiling = self.tiling(shape, x.dtype)
-        grid = tiles, triton.cdiv(shape.C, tiling["BC"])
-        _launch(_lif_forward, grid, x, a, b, membrane, spikes, packed, *shape.full, **_neuron(shape, start), **tiling)
+        P, BC = self.blocks(shape, x.dtype, triton.next_power_of_2(pool))
+        tiles = triton.cdiv(B * triton.cdiv(H, pool) * triton.cdiv(W, pool), P)
+        constants = dict(POOL=pool, P=P, BC=BC) | _neuron(shape, start)
+        _launch(_lif_forward, (tiles, triton.cdiv(C, BC)), x, a, b, membrane, spikes, packed, *shape.full, **constants)
         return spikes
 
     def lif_backward(self, x, shape, a, b, centre, membrane, grad, carry, start, sums):
@@ -295,18 +326,18 @@ class TritonPasses:
         _launch(_unpack, (triton.cdiv(count, self.tile),), packed, spikes, count, SHARE=share, ACC=acc, BLOCK=self.tile)
         return spikes
 
-    def blocks(self, shape, dtype, pixels=1):
+    def blocks(self, shape, dtype, pixels=1, tile=None):
         """(R, BC): how many windows of so many pixels, and how many channels, make a tile of numbers of `dtype`."""
         if shape.N * shape.C >= 2**31:
             raise ValueError(f"a layer of {shape.N * shape.C:,} neurons is too large for one batch: use a smaller one")
-        tile = self.tile // 2 if dtype == torch.float64 else self.tile  # its registers are twice as many
+        tile = tile or self.tile // (2 if dtype == torch.float64 else 1)  # its registers are twice as many
         BC = min(self.channels, max(8, tile // pixels), triton.next_power_of_2(shape.C))
         return max(1, tile // (pixels * BC)), BC
 
     def tiling(self, shape, dtype):
-        """Number of tiles for each block of channels, and the constants of a tile as keywords."""
+        """For `lif_backward`: number of tiles for each block of channels, and the constants of a tile as keywords."""
         Q = triton.next_power_of_2(shape.pool**2)
-        P, BC = self.blocks(shape, dtype, Q)
+        P, BC = self.blocks(shape, dtype, Q, 2 * self.tile_back // dtype.itemsize)
         windows = shape.B * triton.cdiv(shape.H, shape.pool) * triton.cdiv(shape.W, shape.pool)
         return triton.cdiv(windows, P), dict(POOL=shape.pool, P=P, Q=Q, BC=BC)
 

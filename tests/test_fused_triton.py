@@ -50,7 +50,8 @@ def passes(**sizes):
     from fused.cpu import CpuPasses
     from fused.triton import TritonPasses
 
-    return CpuPasses(), TritonPasses(**(dict(tile=128, channels=8, rows=24, chunk=3, programs=4) | sizes))
+    small = dict(tile=128, tile_back=256, channels=8, rows=24, chunk=3, programs=4)
+    return CpuPasses(), TritonPasses(**(small | sizes))
 
 
 def on_cpu(tensors):
@@ -138,7 +139,7 @@ def check_lif_options(device):
 
 def check_lif_default_sizes(device):
     """The tiles that a run uses, larger than the layer; channels in two blocks; a window of 16 x 16."""
-    sizes = dict(tile=2048, channels=64, rows=2048, chunk=32, programs=None)
+    sizes = dict(tile=2048, tile_back=4096, channels=64, rows=2048, chunk=32, programs=None)
     check_lif(device, T=5, C=72, pool=2, sizes=sizes)
     check_lif(device, T=2, H=16, W=16, pool=16, B=1, sizes=sizes)
 
@@ -188,7 +189,7 @@ def check_net(device):
     from model import ARCHS, SpikingVGG
 
     tile = 8192 if device == "cpu" else 512  # the interpreter wants few tiles, a compiler small ones
-    engine.backend = guard.backend = lambda device_type: TritonPasses(tile=tile, chunk=2)
+    engine.backend = guard.backend = lambda device_type: TritonPasses(tile=tile, tile_back=2 * tile, chunk=2)
     torch.backends.cudnn.allow_tf32 = False
     ARCHS["tiny"] = (8, "A", 16, 16, "G"), (24,)
     late = dict(spike_order="fire_first", norm="bn", encoding="direct")
