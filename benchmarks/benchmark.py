@@ -397,6 +397,8 @@ def summary(values):
 
 
 def spread(s, digits=2):
+    """Median, least and most; digits: behind the point at least, more where they are not three figures."""
+    digits = max(digits, 2 - math.floor(math.log10(s["median"])))
     return f"{s['median']:.{digits}f} ({s['min']:.{digits}f}-{s['max']:.{digits}f})"
 
 

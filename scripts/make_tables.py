@@ -47,6 +47,7 @@ which is better.
 {}
 # Every run that was kept
 
+"Training" is the accuracy in the last epoch, on images as they were augmented, with the statistics of each batch.
 "100 images: a to b" is the 95 % interval that so few test images give (Wilson).
 
 {}"""
@@ -244,7 +245,8 @@ def paper_table(paper, found, folder):
 
 def kept_runs(found, results):
     """Every folder of runs: a row in numbers, then what it shows (its file shows.txt) and its command."""
-    heads = ["runs", "data, net", "T", "images trained on / tested", "epochs", "here, %", "seeds", "spikes an image"]
+    heads = ["runs", "data, net", "T", "images trained on / tested", "epochs", "training, %", "here, %", "seeds"]
+    heads += ["spikes an image"]
     rows, commands = [], ""
     for name, runs in found.items():
         first, spikes, path = runs[0], [run["spikes"] for run in runs], results / name / "shows.txt"
@@ -252,7 +254,9 @@ def kept_runs(found, results):
         net = [*(first[key] for key in ("dataset", "arch", "norm")), *{first["config"].get("neuron", "lif")} - {"lif"}]
         told = [", ".join(net), str(first["num_steps"]), f"{first['train_images']:,} / {first['count']:,}"]
         spikes = "-" if None in spikes else mean_and_deviation(spikes, ",.0f")
-        rows.append([name, *told, str(first["config"]["num_epochs"]), ours(runs, name), each, spikes])
+        trained = [run["last"].get("train_acc") for run in runs]  # a conversion trains nothing
+        told += [str(first["config"]["num_epochs"]), "-" if None in trained else mean_and_deviation(trained)]
+        rows.append([name, *told, ours(runs, name), each, spikes])
         shows = read(path, str.strip) if path.exists() else ""
         commands += f"\n{name}: {shows}\n\n    {first['command']}\n"
     return table(heads, rows) + commands

@@ -131,12 +131,24 @@ cifar() { # cifar10 or cifar100, a technique, more flags
     mini-cifar100) name+=_mini_vgg11 config=configs/mini/cifar100_vgg11.yaml ;;
     esac
     case $budget-$technique in
+    full-* | *-ann | *-conversion | *-hybrid) ;;
+    *) set -- --lr "$(rate "$technique")" "$@" ;;
+    esac
+    case $budget-$technique in
     full-conversion) convert "${name}_ann" "${name}_conversion" --num_steps 1000 --data_dir "$dir" ;;
     mini-conversion)
         convert "${name}_ann" "${name}_conversion" --num_steps 256 --encoding direct --percentile 99.9 \
             --limit_test 1000 --data_dir "$dir"
         ;;
     *) compare "$name" "$technique" "$config" "$@" ;;
+    esac
+}
+
+rate() { # learning rate of a technique in the mini tables: the best of scripts/rates.sh, on images held out
+    case $1 in
+    ln) echo 0.03 ;;
+    none) echo 0.1 ;;
+    *) echo 0.3 ;;
     esac
 }
 

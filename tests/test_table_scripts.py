@@ -164,10 +164,26 @@ def test_no_folder_is_shared_by_rows_that_are_not_the_same(rows):
 def test_the_kept_runs_are_what_the_scripts_would_train(rows):
     commands = {row.name: row.command for row in rows}
     kept = {path.parts[-3] for path in (ROOT / "results").glob("*/seed0/result.json")} & commands.keys()
-    assert len(kept) == 8
+    assert len(kept) == 16
     for name in kept:
-        environment = json.loads((ROOT / "results" / name / "seed0" / "environment.json").read_text())
-        assert commands[name] == plain(environment["command"])
+        trained = plain(json.loads((ROOT / "results" / name / "seed0" / "environment.json").read_text())["command"])
+        now, then = (flags_of(command, name) for command in (commands[name], trained))
+        assert now == then
+
+
+def test_the_mini_rows_take_the_best_learning_rate_of_the_search(rows):
+    accuracies = {}
+    for log in (ROOT / "results" / "rates").glob("*/seed0/log.jsonl"):
+        technique, rate = log.parts[-3].rsplit("_", 1)
+        held_out = json.loads(log.read_text().splitlines()[-1])["val_acc"]
+        accuracies.setdefault(technique, {})[held_out] = float(rate)
+    best = {technique: found[max(found)] for technique, found in accuracies.items()}
+    assert len(best) == 7
+    for row in rows:
+        technique = re.sub("cifar10_mini_vgg9_?", "", row.name) or "bntt"
+        if row.name.startswith("cifar10_mini_vgg9") and technique in best:
+            assert row.flags["lr"] == best.pop(technique, row.flags["lr"])
+    assert not best
 
 
 def test_the_mini_rows_of_cifar_are_one_protocol(rows):
