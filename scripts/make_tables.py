@@ -6,7 +6,8 @@
     python scripts/make_tables.py --results results/recipes --held_out    # by accuracy on images held out of training
 
 What the paper says is in results/paper.csv, each value with its source. If a line names `runs`, results/<runs>/seed<k>/
-stand beside it, and must be what its `command` trains. Runs of one folder have one command, but for the seed.
+stand beside it, and must be what its `command` trains; `another_recipe` names runs of the same net, data and T. Runs
+of one folder have one command, but for the seed.
 """
 
 import csv
@@ -45,6 +46,7 @@ neuron and optimizer, with the 95 % interval of a paired t-test from two seeds o
 which is better.
 
 {}
+{}
 # Every run that was kept
 
 "Training" is the accuracy in the last epoch, on images as they were augmented, with the statistics of each batch.
@@ -67,6 +69,11 @@ OTHER_RUN = re.compile(r"\S*?([^/\s]+)/seed\d+/best\.pth\.tar")  # that a run st
 METHOD = {"norm": "bntt", "neuron": "lif", "spike_order": "integrate_first", "init_from": None}
 OPTIMIZER = ("optimizer", "lr", "lr_schedule", "warmup_epochs", "momentum", "weight_decay", "gamma_weight_decay")
 MACHINE = ("seed", "device", "engine", "save_memory", "cuda_graph", "deterministic", "amp", "config", "run_dir")
+MINI, MINI_TABLES = "cifar10_mini_vgg9", {1: ("bn", "none"), 4: ("bn", "tdbn", "tebn", "plif_bn"), 5: ("ln",)}
+MINI_LIMITS = """These are rows of the mini protocol (CIFAR-10, direct encoding, T = 4, 10 epochs of 10,000 images, a
+learning rate for each norm by [a search](rates)), tested with running statistics. They tell nothing of full training,
+nor of Poisson spikes at T = 25, where the statistics of time-steps differ more.
+"""
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
 FEW = 1000  # test images: an accuracy on fewer has the interval that so few give
 COUNT, PERCENT = (int, 1, 10**9), (float, 0, 100)  # type, least, most
@@ -148,9 +155,10 @@ def read_paper(path, found, results):
         values = [(row["accuracy"], row["source"]), (row["exit_accuracy"], row["exit_source"] or "unknown")]
         if not all(source in SOURCES and bool(value) == (source != "unknown") for value, source in values):
             raise UserError(f"{path}, line {number}: each value needs a source, one of {', '.join(SOURCES)}")
-        for run in found.get(row["runs"], []):
-            wanted = flags_of(row["command"], f"{path}, line {number}")
-            agree(results / row["runs"], ROW, "config.yaml", run["config"], f"the row {row['row']!r}", wanted)
+        for name in filter(None, (row["runs"], row.get("another_recipe"))):
+            for run in found.get(name, []):
+                wanted = flags_of(row["command"], f"{path}, line {number}")
+                agree(results / name, ROW, "config.yaml", run["config"], f"the row {row['row']!r}", wanted)
     return rows
 
 
@@ -200,6 +208,29 @@ def comparisons(found):
     return table(["BNTT", "other", "difference", "95 % interval", "seeds", "BNTT is"], rows)
 
 
+def orderings(found):
+    """A sentence for each of the paper's tables that the mini protocol stands for: is BNTT ahead, as in the paper?"""
+    accuracies = {name: {run["seed"]: run["test_acc"] for run in runs} for name, runs in found.items()}
+    lines = []
+    for number, others in MINI_TABLES.items():
+        pairs = {other: paired(accuracies.get(MINI, {}), accuracies.get(f"{MINI}_{other}", {})) for other in others}
+        pairs = {other: pair for other, pair in pairs.items() if pair}
+        told = [
+            f"{other} {mean:+.2f}"
+            + (f" ({mean - half:+.2f} to {mean + half:+.2f}, n = {n})" if half is not None else f" (n = {n})")
+            for other, (mean, half, n) in pairs.items()
+        ]
+        ahead = [other for other, (mean, half, _) in pairs.items() if half is not None and mean > half]
+        behind = [other for other, (mean, half, _) in pairs.items() if half is not None and mean < -half]
+        verdict = [f"it holds against {', '.join(ahead)}"] if ahead else []
+        verdict += [f"it does not against {', '.join(behind)}"] if behind else []
+        if open_ := [other for other in pairs if other not in ahead + behind]:
+            verdict.append(f"it cannot be told against {', '.join(open_)}")
+        if told:
+            lines.append(f"Table {number}, BNTT ahead: BNTT minus {', '.join(told)}: {'; '.join(verdict)}.\n")
+    return "\n".join([*lines, MINI_LIMITS]) if lines else ""
+
+
 def wilson(percent, count):
     """The 95 % interval of an accuracy in %, as seen on `count` test images (Wilson 1927)."""
     p, z = percent / 100, 1.96
@@ -239,7 +270,10 @@ def paper_table(paper, found, folder):
         cell = f"{row['accuracy']} ({row['source']})" if row["accuracy"] else row["source"]
         cell += f"<br>exit at {row['exit_T']}: {row['exit_accuracy']} ({row['exit_source']})" if row["exit_T"] else ""
         command = f"`{runs[0]['command'] if runs else row['command']}`" if row["command"] else "-"
-        rows.append([title, row["T"] or "-", cell, ours(runs, folder + row["runs"]) if runs else "-", command])
+        here = [ours(runs, folder + row["runs"])] if runs else []
+        if other := found.get(row.get("another_recipe")):
+            here.append(f"another recipe: {ours(other, folder + row['another_recipe'])}")
+        rows.append([title, row["T"] or "-", cell, "<br>".join(here) or "-", command])
     return table(["paper's row", "T", "paper, %", "here, %", "command"], rows) + LEGEND
 
 
@@ -304,11 +338,8 @@ def main(argv=None):
         command = f"python scripts/make_tables.py --results {args.results} --held_out"
         return write({args.results / "README.md": recipes(found)}, args.check, command)
     paper = read_paper(own if own.exists() else ROOT / "results" / "paper.csv", found, args.results)
-    new = {
-        args.results / "README.md": PAGE.format(
-            paper_table(paper, found, ""), comparisons(found), kept_runs(found, args.results)
-        )
-    }
+    parts = paper_table(paper, found, ""), comparisons(found), orderings(found), kept_runs(found, args.results)
+    new = {args.results / "README.md": PAGE.format(*parts)}
     if readme := args.readme or (ROOT / "README.md" if args.results.resolve() == ROOT / "results" else None):
         parts = re.fullmatch(f"(.*{START}).*?({END}.*)", text := read(readme, str), re.DOTALL)
         if not parts or text.count(START) > 1:

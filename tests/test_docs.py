@@ -309,38 +309,74 @@ def test_the_readme_is_short():
 CONTENDERS = {
     "authors' code": "authors",
     "SpikingJelly 2.0.0, its BNTT layer": "spikingjelly",
+    "SpikingJelly 2.0.0, its BNTT layer, its Triton kernels": "spikingjelly",
     "SpikingJelly 2.0.0, bf16": "spikingjelly-bf16",
     "snnTorch 1.0.0, its BNTT layer": "snntorch",
     "ours, plain loop": "ours-plain",
     "ours, plain loop, bf16": "ours-plain-bf16",
     "ours, fused, float32": "ours-fused",
     "ours, fused, bf16": "ours-fused-bf16",
+    "ours, fused, bf16, one CUDA graph": "ours-fused-bf16-graph",
 }
 
 
-def rows(page, head):
-    """The cells of the table whose first line begins with `head`."""
-    lines = page.read_text(encoding="utf-8").split(f"\n{head}", 1)[1].split("\n\n")[0].splitlines()
+def rows(page, head, below=""):
+    """The cells of the table whose first line begins with `head`, the first one below a text."""
+    text = page.read_text(encoding="utf-8")
+    lines = text[text.index(below) :].split(f"\n{head}", 1)[1].split("\n\n")[0].splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-@pytest.mark.parametrize("page", [README, ROOT / "docs" / "speed.md"], ids=lambda page: page.name)
-def test_the_times_are_those_of_the_record(page):
-    record = json.loads((ROOT / "results" / "benchmarks" / "cpu_vgg9_T25_B16.json").read_text())
-    found = rows(page, "| | training step, ms an image |")
-    assert len(found) >= 5
+BENCHMARKS, SPEED = ROOT / "results" / "benchmarks", ROOT / "docs" / "speed.md"
+
+
+@pytest.mark.parametrize(
+    ("page", "below", "file"),
+    [
+        (README, "## Equal", "cpu_vgg9_T25_B16.json"),
+        (SPEED, "### On two CPU cores", "cpu_vgg9_T25_B16.json"),
+        (SPEED, "### On a GPU", "h200/cuda_vgg9_T25_B256.json"),
+    ],
+)
+def test_the_times_are_those_of_the_record(page, below, file):
+    record = json.loads((BENCHMARKS / file).read_text())
+    gpu = record["device"] == "cuda"
+    found = rows(page, "| | training step, ms an image |", below)
+    assert len(found) >= 4
     for title, *cells, memory in found:
         name = CONTENDERS[title]
-        assert memory == f"{record['memory'][name]['mb_per_image']:.1f}"
+        used = record["peak_mb"][name] / 1000 if gpu else record["memory"][name]["mb_per_image"]
+        assert memory == f"{used:.1f}"
         for mode, time, faster in zip(("train", "infer"), cells[::2], cells[1::2], strict=True):
             ratio = record["speedups"][mode][name]["authors"]
             brackets = f" ({ratio['min']:.2f}-{ratio['max']:.2f})" if "(" in faster else ""
-            assert time == f"{record['times'][mode][name]['median']:.1f}"
+            assert time == f"{record['times'][mode][name]['median']:.{3 if gpu else 1}f}"
             assert faster == ("1" if name == "authors" else f"{ratio['median']:.2f}{brackets}")
 
 
+def test_the_times_of_a_gpu_in_the_readme_are_those_of_the_record():
+    record = json.loads((BENCHMARKS / "h200" / "cuda_vgg9_T25_B256.json").read_text())
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    for name, words in (("authors", "the authors' code takes {} ms"), ("ours-fused-bf16-graph", "ours {} ms")):
+        time, memory = record["times"]["train"][name]["median"], record["peak_mb"][name] / 1000
+        assert f"{words.format(f'{time:.3f}')} an image and {memory:.1f} GB" in text
+    assert f"{record['speedups']['train']['ours-fused-bf16-graph']['authors']['median']:.2f} times" in text
+
+
+def test_the_passes_on_a_gpu_are_those_of_the_record():
+    layers = json.loads((ROOT / "results" / "gpu" / "gpu.json").read_text())["stages"]["profile bf16"]["result"][
+        "layers"
+    ]
+    names = {"convolutions and linear layers, forwards": "synapse", "the same, backwards": "synapse_backward"}
+    found = rows(SPEED, "| | measured, ms |")
+    assert len(found) == 7
+    for title, *cells in found:
+        name = names.get(title, title.strip("`"))
+        assert cells == [f"{sum(layer[key].get(name, 0) for layer in layers):.1f}" for key in ("ms", "bytes_ms")]
+
+
 def test_the_engines_are_those_of_the_record():
-    record, page = json.loads((ROOT / "results" / "engines" / "result.json").read_text()), ROOT / "docs" / "speed.md"
+    record, page = json.loads((ROOT / "results" / "engines" / "result.json").read_text()), SPEED
     assert rows(page, "| one training step, against plain float32 |") == [
         [name, f"{step['flipped']:.2e}", f"{step['cosine']:.4f}"] for name, step in record["one_step"].items()
     ]

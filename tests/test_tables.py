@@ -27,8 +27,8 @@ class Place:
         self.readme.write_text(MARKERS)
         self.paper(PAPER)
 
-    def paper(self, lines):
-        (self.results / "paper.csv").write_text(HEAD + lines)
+    def paper(self, lines, head=HEAD):
+        (self.results / "paper.csv").write_text(head + lines)
 
     def run(self, name="run", seed=0, early_exit=None, command=COMMAND, config=None, **changes):
         folder = self.results / name / f"seed{seed}"
@@ -224,6 +224,35 @@ def test_a_value_without_a_source_is_refused(place):
     for line in (PAPER.replace("paper", ""), PAPER.replace("quoted", ""), PAPER.replace("90.5", "")):
         place.paper(line)
         assert "each value needs a source" in place.call().err[0]
+
+
+def test_runs_of_the_row_by_another_recipe_are_told_apart_from_it(place):
+    place.run("other", command=f"{COMMAND} --lr 0.01", test_acc=80.25)
+    place.paper(PAPER.replace("run,", "run,other,"), HEAD.replace("runs,", "runs,another_recipe,"))
+    assert place.cells()[3] == "another recipe: [80.25](results/other) (n = 1)"
+    place.run(test_acc=90.0)
+    assert place.cells()[3].endswith("(n = 1)<br>another recipe: [80.25](results/other) (n = 1)")
+
+
+def test_runs_of_another_net_are_no_recipe_of_the_row(place):
+    place.run("other", command=COMMAND.replace("25", "30"))
+    place.paper(PAPER.replace("run,", "run,other,"), HEAD.replace("runs,", "runs,another_recipe,"))
+    assert "num_steps is 30" in place.call().err[0]
+
+
+def test_the_sentence_of_a_table_says_against_whom_its_order_holds(place):
+    accuracies = {"": (60.0, 61.0), "_bn": (50.0, 51.1), "_tdbn": (62.0, 63.1), "_tebn": (59.0, 62.0)}
+    for name, pair in accuracies.items():
+        for seed, accuracy in enumerate(pair):
+            norm = f"--norm {name[1:] or 'bntt'}"
+            place.run(f"cifar10_mini_vgg9{name}", seed, command=f"{COMMAND} {norm}", test_acc=accuracy)
+    assert place.call().code == 0
+    (line,) = (x for x in (place.results / "README.md").read_text().splitlines() if x.startswith("Table 4, BNTT ahead"))
+    assert line == (
+        "Table 4, BNTT ahead: BNTT minus bn +9.95 (+9.31 to +10.59, n = 2), tdbn -2.05 (-2.69 to -1.41, n = 2), "
+        "tebn +0.00 (-12.71 to +12.71, n = 2): it holds against bn; it does not against tdbn; "
+        "it cannot be told against tebn."
+    )
 
 
 def test_a_run_of_something_else_than_its_row_is_refused(place):
