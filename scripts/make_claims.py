@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
+from folding import off
 from make_tables import PERCENT, ROOT, mean_and_deviation, paired, read, read_runs, student, table, write
 
 from arguments import ArgumentParser
@@ -249,6 +250,34 @@ cannot reach keep a gamma of 1 and do not count.
 """
 
 
+# ---- Folding --------------------------------------------------------------------------------------------
+
+
+def folding_rows(path):
+    """Rows of what scripts/folding.py found; none where it was not run."""
+    if not path.exists():
+        return []
+    result = read(path)
+    layers, found = result["layers"], result["accuracy"]["eq. 15"]
+    sigmas = {layer["name"]: off(layer["sigma"]) for layer in layers}
+    most = max(sigmas, key=sigmas.get)
+    means = [statistics.mean(layer["mu_over_sigma"]) for layer in layers]
+    differ = [layer["differ"]["eq. 15"] for layer in layers]
+    lost, half = found["difference"], found["half_interval"]
+    link, n = "(claims/folding.md)", f"1 net, {result['count']:,} images"
+    told = [
+        ("eq. 12", "sigma is alike over time-steps (within 10 % of its mean)",
+         f"[off its mean]{link} by up to {sigmas[most]:.0f} % ({most})", HOLDS if sigmas[most] <= 10 else FAILS),
+        ("eq. 13", "mu is small (below a tenth of sigma)",
+         f"[absolute mu over sigma]{link}: {min(means):.2f} to {max(means):.2f}, by layer",
+         HOLDS if max(means) < 0.1 else FAILS),
+        ("eq. 15", "BNTT folds into thresholds without loss",
+         f"[accuracy]{link} {interval(lost, half)}; spikes of a layer that differ: {min(differ):.0f} to "
+         f"{max(differ):.0f} %", FAILS if lost + half < 0 else OPEN if lost - half < -1 else HOLDS),
+    ]  # fmt: skip
+    return [["3.3, " + where, text, seen, n, answer] for where, text, seen, answer in told]
+
+
 # ---- The page ------------------------------------------------------------------------------------------------
 
 
@@ -269,15 +298,13 @@ def steps_table(found):
 
 PAGE = """# The paper's claims, put to the test
 
-Small runs (`scripts/claims.sh`). Differences are in points of accuracy, paired by seed, with the 95 % interval of a
-t-test; each interval stands alone, so that of {} lines some would be wrong by chance. What needs the full size, or
+Small runs (`scripts/claims.sh`), and what `scripts/folding.py` sees in a trained net. n: seeds, where nothing else is
+said. Differences are in points of accuracy, paired by seed, with the 95 % interval of a t-test (by image, where it is
+one net); each interval stands alone, so that of {} lines some would be wrong by chance. What needs the full size, or
 longer training, is not seen here.
 
 {}
-Accuracy by encoding and number of time-steps, %:
-
-{}
-{}Each row's command stands in its folder's environment.json.
+{}{}Each row's command stands in its folder's environment.json.
 """
 
 
@@ -297,10 +324,11 @@ def main(argv=None):
                 raise UserError(f"{args.results / name}: run early_exit.py on its best.pth.tar first")
             if name in DECAYS and run["config"].get("gamma_weight_decay") is None:
                 raise UserError(f"{args.results / name}: its command must name --gamma_weight_decay")
-    rows = [*gamma_row(found), *order_row(found), *pair_rows(found)]
-    heads = ["in the paper", "claim", "what was seen", "seeds", "the claim"]
+    rows = [*gamma_row(found), *order_row(found), *folding_rows(args.results / "folding.json"), *pair_rows(found)]
+    heads = ["in the paper", "claim", "what was seen", "n", "the claim"]
     settings = "".join(f"{name}: {setting(runs[0])}.\n" for name, runs in found.items() if name in ("gamma_0", "base"))
-    parts = len(rows), table(heads, rows), steps_table(found), settings
+    by_steps = f"Accuracy by encoding and number of time-steps, %:\n\n{steps_table(found)}\n" if found else ""
+    parts = len(rows), table(heads, rows), by_steps, settings
     pages = {args.results.with_suffix(".md"): PAGE.format(*parts)}
     pages |= {args.results / "gamma.md": gamma_page(found), args.results / "order.md": order_page(found)}
     if pages[args.results / "gamma.md"] and not args.check:

@@ -186,3 +186,17 @@ def test_the_pages_of_our_own_runs_are_up_to_date():
     if not (ROOT / "results" / "claims").exists():
         pytest.skip("no claim was put to the test yet")
     assert call(make_claims.main, "--check").code == 0
+
+
+def test_folding_makes_three_lines(place):
+    layer = {"name": "conv1", "sigma": [1.0, 1.0, 1.0], "mu_over_sigma": [0.5, 0.7, 0.6], "differ": {"eq. 15": 40.0}}
+    layers = [layer, layer | {"name": "fc1", "sigma": [1.0, 1.0, 4.0], "mu_over_sigma": [0.05] * 3}]
+    found = {"count": 1000, "layers": layers, "accuracy": {"eq. 15": {"difference": -3.0, "half_interval": 1.0}}}
+    (place.results / "folding.json").write_text(json.dumps(found))
+    rows = [row for row in place.rows() if row[0].startswith("3.3")]
+    assert [row[2].replace("(claims/folding.md)", "") for row in rows] == [
+        "[off its mean] by up to 100 % (fc1)",
+        "[absolute mu over sigma]: 0.05 to 0.60, by layer",
+        "[accuracy] -3.00 (-4.00 to -2.00); spikes of a layer that differ: 40 to 40 %",
+    ]
+    assert [row[3:] for row in rows] == [["1 net, 1,000 images", "does not"]] * 3
