@@ -278,6 +278,70 @@ def folding_rows(path):
     return [["3.3, " + where, text, seen, n, answer] for where, text, seen, answer in told]
 
 
+# ---- Robustness -----------------------------------------------------------------------------------------
+
+
+def robust_nets(folder):
+    """{net: {what was done to its images: (accuracy in %, number of images)}} of what scripts/robustness.sh measured.
+
+    Of an attack by several surrogates the worst counts.
+    """
+    found = {}
+    for path in sorted(folder.glob("*/analysis.json")):
+        result = read(path)
+        rows = found[path.parent.name] = {"as they are": (result["accuracy"][-1], result["data"]["count"])}
+        for row in result["noise"] or []:
+            rows[f"noise, sigma {row['sigma']:g}"] = row["acc"], row["count"]
+        for row in result["attack"] or []:  # the worst comes last
+            name = {"fgsm": "FGSM", "pgd": f"PGD-{row['steps']}"}[row["kind"]]
+            rows[f"{name}, {255 * row['eps']:.0f}/255"] = row["acc"], row["count"]
+    return found
+
+
+def apart(one, other):
+    """Difference of two accuracies in % on so many images each, and half its 95 % interval (unpaired)."""
+    (p, n), (q, m) = one, other
+    return p - q, 1.96 * (p * (100 - p) / n + q * (100 - q) / m) ** 0.5
+
+
+def robust_rows(nets):
+    """A row for each change of the images that a net with BNTT and the net without spikes were both tested under."""
+    rows = []
+    for name in [name for name in nets if name != "ann" and "ann" in nets]:
+        for what in [what for what in nets[name] if what != "as they are" and what in nets["ann"]]:
+            mean, half = apart(nets[name][what], nets["ann"][what])
+            text = f"[{name} - ann](claims/robustness.md): {interval(mean, half)}"
+            n = f"1 net, {nets[name][what][1]:,} images"
+            rows.append(["4.7", f"BNTT is more robust than a net without spikes: {what}", text, n, verdict(mean, half)])
+    return rows
+
+
+def robust_page(nets):
+    if not nets:
+        return None
+    whats = list(dict.fromkeys(what for rows in nets.values() for what in rows))
+    cells = [
+        [
+            what,
+            *(
+                f"{nets[name][what][0]:.1f} (n = {nets[name][what][1]:,})" if what in nets[name] else "-"
+                for name in nets
+            ),
+        ]
+        for what in whats
+    ]
+    return f"""# Robustness
+
+Accuracy in % of trained nets on CIFAR-10, 32x32, VGG9: `bntt_T25` sees Poisson spikes, `bntt_T4` the image itself at
+each of four steps, `ann` does not spike. Noise is Gaussian, on images in [0, 1]. An attack knows the net; on a spiking
+one its gradient is the mean over two draws of the spikes, and an image counts as right only if it is right under both
+of two widths of the surrogate. One net each, unequal in accuracy as they are; attacks on few images; none adapts.
+
+{table(["images", *nets], cells)}
+Command: `DATA=DIR bash scripts/robustness.sh`
+"""
+
+
 # ---- The page ------------------------------------------------------------------------------------------------
 
 
@@ -325,12 +389,14 @@ def main(argv=None):
             if name in DECAYS and run["config"].get("gamma_weight_decay") is None:
                 raise UserError(f"{args.results / name}: its command must name --gamma_weight_decay")
     rows = [*gamma_row(found), *order_row(found), *folding_rows(args.results / "folding.json"), *pair_rows(found)]
+    rows += robust_rows(nets := robust_nets(args.results / "robustness"))
     heads = ["in the paper", "claim", "what was seen", "n", "the claim"]
     settings = "".join(f"{name}: {setting(runs[0])}.\n" for name, runs in found.items() if name in ("gamma_0", "base"))
     by_steps = f"Accuracy by encoding and number of time-steps, %:\n\n{steps_table(found)}\n" if found else ""
     parts = len(rows), table(heads, rows), by_steps, settings
     pages = {args.results.with_suffix(".md"): PAGE.format(*parts)}
     pages |= {args.results / "gamma.md": gamma_page(found), args.results / "order.md": order_page(found)}
+    pages |= {args.results / "robustness.md": robust_page(nets)}
     if pages[args.results / "gamma.md"] and not args.check:
         draw_gammas({name: found[name] for name in DECAYS if name in found}, args.results / "gamma.png")
     return write({path: text for path, text in pages.items() if text}, args.check, "python scripts/make_claims.py")

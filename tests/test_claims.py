@@ -200,3 +200,25 @@ def test_folding_makes_three_lines(place):
         "[accuracy] -3.00 (-4.00 to -2.00); spikes of a layer that differ: 40 to 40 %",
     ]
     assert [row[3:] for row in rows] == [["1 net, 1,000 images", "does not"]] * 3
+
+
+def test_robustness_is_told_of_the_worst_attack_and_judged_beside_the_net_without_spikes(place):
+    for name, acc in (("bntt_T25", 40.0), ("ann", 10.0)):
+        (place.results / "robustness" / name).mkdir(parents=True)
+        attack = {"kind": "fgsm", "eps": 8 / 255, "steps": 1, "count": 100}
+        attack = [attack | {"acc": acc + more} for more in (5.0, 8.0, 0.0)]  # two widths, and right under both
+        result = {"accuracy": [50.0, 90.0], "data": {"count": 1000}, "attack": attack}
+        result["noise"] = [{"sigma": 0.1, "acc": acc, "count": 1000}] if name == "ann" else None
+        (place.results / "robustness" / name / "analysis.json").write_text(json.dumps(result))
+    (row,) = (row for row in place.rows() if row[0] == "4.7")
+    half = 1.96 * (40 * 60 / 100 + 10 * 90 / 100) ** 0.5
+    assert row[1:3] == [
+        "BNTT is more robust than a net without spikes: FGSM, 8/255",
+        f"[bntt_T25 - ann](claims/robustness.md): +30.00 ({30 - half:+.2f} to {30 + half:+.2f})",
+    ]
+    assert row[3:] == ["1 net, 100 images", "holds"]
+    assert place.rows("claims/robustness.md", "images") == [
+        ["as they are", "90.0 (n = 1,000)", "90.0 (n = 1,000)"],
+        ["noise, sigma 0.1", "10.0 (n = 1,000)", "-"],
+        ["FGSM, 8/255", "10.0 (n = 100)", "40.0 (n = 100)"],
+    ]

@@ -397,6 +397,20 @@ def test_each_row_of_a_study_is_its_own_command(script, place):
     assert len({plain(" ".join(argv)) for argv in trained}) == len(named)
 
 
+def test_robustness_measures_the_nets_that_are_there_and_not_again(place):
+    (place.results / "claims" / "robustness" / "bntt_T4").mkdir(parents=True)
+    (place.results / "claims" / "robustness" / "bntt_T4" / "analysis.json").write_text("{}")
+    ann = place.results / "cifar10_vgg9_ann" / "seed0" / "best.pth.tar"
+    ann.parent.mkdir(parents=True)
+    ann.write_text("weights")
+    assert place.run("robustness", tiny="").code == 0
+    measured = [argv[1].split("/")[-2] for argv in place.commands() if argv[0] == "analysis.py"]
+    shipped = ["bntt_T25"] if (ROOT / "weights" / "cifar10_vgg9_T25.pth").exists() else []
+    assert measured == [*shipped, "ann"]
+    assert not list(place.results.glob("claims/robustness/*/*.pth"))
+    assert place.run("robustness", "--budget", "mini").code == 2
+
+
 def test_claims_run_from_start_to_end(place):
     image_tree(place.folder / "data", suffix="png")
     tiny = TINY + " --num_steps 3 --dataset imagefolder"
