@@ -50,6 +50,7 @@ from contenders import CONTENDERS, LEAK, NUM_CLS, LeftOut, batch_norms, build, w
 
 import arguments
 import fused
+import runs
 from model import ARCHS, BN_MOMENTUM, SpikingVGG
 from utill import UserError, entry_point
 
@@ -283,7 +284,8 @@ def check_and_time(names, args, report):
                         seconds = workers[name].ask("time", mode=mode, steps=args.steps_per_turn)
                         report["seconds"][name][mode] += [seconds] if turn >= args.warmup else []
                 progress(f"{mode} round {turn + 1} of {args.warmup + args.repeats}")
-            for name in names if args.device != "cpu" and mode == "train" else ():
+            there = [name for name in names if name not in report["left_out"]]
+            for name in there if args.device != "cpu" and mode == "train" else ():
                 with noted(report, f"peak memory of {name}"):
                     report["peak_mb"][name] = workers[name].ask("memory")
     report["seconds"] = {name: s for name, s in report["seconds"].items() if name not in report["left_out"]}
@@ -292,21 +294,17 @@ def check_and_time(names, args, report):
 def measure_memory(names, args, report):
     """memory: peak MB of a fresh process after two training steps, at two batch sizes, and MB per image."""
     small, large = args.memory_batches
-    with contextlib.ExitStack() as stack:
-        started = {  # all at once, as importing takes seconds
-            name: [stack.enter_context(Worker(name, args, batch_size=size)) for size in (small, large)]
-            for name in names
-        }
-        for name, workers in started.items():
-            peaks = []
-            with noted(report, f"memory of {name}"):
-                for worker in workers:
-                    with worker:
-                        worker.ask("time", mode="train", steps=WARM + 2 if CONTENDERS[name].graph else 2)
-                        peaks.append(worker.ask("memory"))
-                slope = (peaks[1] - peaks[0]) / (large - small)
-                report["memory"][name] = {"batch_sizes": [small, large], "peak_mb": peaks, "mb_per_image": slope}
-            progress(f"memory of {name}")
+    for name in names:
+        peaks = []
+        with noted(report, f"memory of {name}"), contextlib.ExitStack() as stack:
+            started = [stack.enter_context(Worker(name, args, batch_size=size)) for size in (small, large)]
+            for worker in started:  # both import at once
+                with worker:
+                    worker.ask("time", mode="train", steps=WARM + 2 if CONTENDERS[name].graph else 2)
+                    peaks.append(worker.ask("memory"))
+            slope = (peaks[1] - peaks[0]) / (large - small)
+            report["memory"][name] = {"batch_sizes": [small, large], "peak_mb": peaks, "mb_per_image": slope}
+        progress(f"memory of {name}")
 
 
 def measure_profile(names, args, report):
@@ -475,7 +473,7 @@ def machine(args):
     for package in ("torch", "numpy", "triton", "spikingjelly", "snntorch"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    git = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    environment = runs.environment(torch.device("cpu"), [])
     authors = args.authors and hashlib.sha256((Path(args.authors) / "model.py").read_bytes()).hexdigest()
     cuda = args.device != "cpu"
     return {
@@ -486,7 +484,8 @@ def machine(args):
         "cuda": torch.version.cuda if cuda else None,
         "load_average_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "versions": versions,
-        "git": git.stdout.strip() or None,
+        "git": environment["git"],
+        "git_dirty": environment["git_dirty"],
         "authors_model_sha256": authors,
         "spikingjelly_cuda_implementation": os.environ.get("SJ_LIF_CUDA_IMPLEMENTATION", "auto"),
     }

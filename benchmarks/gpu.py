@@ -369,7 +369,7 @@ def graph():
         losses = []
         for i in range(8):
             if i == 6:
-                set_learning_rate(optimizer, 0.001)
+                set_learning_rate(optimizer, 0.0003)
             generator = torch.Generator().manual_seed(i)
             images = torch.randn(batch, 3, size, size, generator=generator).to(DEVICE)
             loss, *_ = step(images, torch.arange(batch, device=DEVICE) % 10)
@@ -378,6 +378,7 @@ def graph():
         return [torch.stack(losses), *net.state_dict().values(), *momenta]
 
     def largest(one, other):
+        assert all(a.isfinite().all() for a in (*one, *other))
         return max(((a - b).abs().max() / b.abs().max().clamp(min=1)).item() for a, b in zip(one, other, strict=True))
 
     differences = {}

@@ -16,7 +16,7 @@ usage() {
   RESULTS=DIR          where the runs go (default: results)
   FLAGS="--flag ..."   more flags of train.py for every run, as --data_on_device --cuda_graph on a GPU
 
-Run it again after a stop: it goes on. A row that has its result.json is not run again.
+Run it again after a stop, with the same FLAGS: it goes on. A row that has its result.json is not run again.
 END
 }
 

@@ -20,6 +20,8 @@ import pytest
 import torch
 from conftest import ROOT
 
+sys.path.insert(0, str(ROOT))
+
 EPSILON = {torch.float64: 2**-52, torch.float32: 2**-23, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 OLD_INTERPRETER = "InterpreterError: TypeError('only 0-dimensional arrays can be converted to Python scalars')"
 ORDERS = (False, True)  # fire_first
@@ -111,7 +113,7 @@ def check_lif(device, dtype=torch.float32, state=True, start=True, sums=True, ke
 
 def check_lif_pools(device):
     for fire_first in ORDERS:
-        for pool, H, W in ((1, 3, 5), (2, 4, 4), (2, 5, 3), (3, 7, 5), (3, 3, 4), (4, 4, 4)):
+        for pool, H, W in ((1, 3, 5), (2, 4, 4), (2, 5, 3), (3, 7, 5), (3, 3, 4), (4, 4, 4), (5, 7, 11)):
             check_lif(device, T=2, H=H, W=W, pool=pool, fire_first=fire_first)
         # Nine pixels in a tile of sixteen: at a low threshold the other seven would fire too.
         check_lif(device, T=3, H=3, W=3, pool=3, fire_first=fire_first, threshold=0.3)
@@ -255,6 +257,7 @@ def compile_all(device):
     for dtype, kind in (
         (torch.bfloat16, dict(T=25, B=8, H=8, W=8, C=64, pool=2)),
         (torch.bfloat16, dict(T=32, B=1, H=16, W=2, C=64, pool=2)),  # other sizes, the same kernels
+        (torch.bfloat16, dict(T=4, B=1, H=4, W=4, C=64, pool=4)),
         (torch.float32, dict(T=1, B=1, H=1, W=1, C=1)),
         (torch.float64, dict(T=2, H=16, W=16, C=72, pool=16, fire_first=True)),
     ):
@@ -267,7 +270,7 @@ def compile_all(device):
         passes.lif_backward(x, shape, a, b, centre, membrane, grad, carry, True, False)
         passes.affine(x.clone(), x, shape, a, b, centre)
         passes.unpack(torch.empty(shape.pooled, dtype=torch.uint8), 0.25, dtype)
-    assert len(compiled) == 21
+    assert len(compiled) == 25
 
 
 CHECKS = [name for name in dir() if name.startswith("check_") and name != "check_lif"]

@@ -26,6 +26,7 @@ import runs
 import test as test_script
 import train
 import utill
+from model import SpikingVGG
 
 # Curves are read in the order of their files' names: those of one second and process end in a number, and 10 < 9 there.
 event_file_writer._global_uid = event_file_writer.AtomicCounter(1_000_000)
@@ -671,3 +672,39 @@ def test_deterministic_runs_on_a_cpu(tmp_path):
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+# ---- The learning rate of a CUDA graph ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_a_learning_rate_that_a_graph_reads_is_a_tensor_and_goes_on_from_a_checkpoint(optimizer, tmp_path):
+    args = train.parse_args(["--optimizer", optimizer, "--gamma_weight_decay", "0", "--cuda_graph"])
+    images, rates = torch.randn(2, 3, 8, 8), (0.3, 0.2, 0.1)
+
+    def fresh():
+        torch.manual_seed(0)
+        net = SpikingVGG("vgg9", 2, img_size=8, encoding="direct")
+        return net, train.build_optimizer(net, args)
+
+    def steps(net, optimizer, rates):
+        for rate in rates:
+            held = [group["lr"] for group in optimizer.param_groups]
+            train.set_learning_rate(optimizer, rate)
+            assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(rate)] * 2
+            assert all(now["lr"] is before for now, before in zip(optimizer.param_groups, held, strict=True))
+            optimizer.zero_grad()
+            net(images).square().sum().backward()
+            optimizer.step()
+        return [p.detach().clone() for p in net.parameters()]
+
+    whole = steps(*fresh(), rates)
+    net, first = fresh()
+    steps(net, first, rates[:2])
+    torch.save({"net": net.state_dict(), "state": first.state_dict()["state"]}, tmp_path / "last")
+    kept = torch.load(tmp_path / "last", weights_only=True)
+    net, second = fresh()
+    net.load_state_dict(kept["net"])
+    groups = second.state_dict()["param_groups"]  # as `Run.restore` does
+    second.load_state_dict({"state": kept["state"], "param_groups": groups})
+    assert all(torch.equal(a, b) for a, b in zip(steps(net, second, rates[2:]), whole, strict=True))
