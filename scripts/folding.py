@@ -160,7 +160,7 @@ this layer alone is folded and its input is that of the exact net, over the spik
 {table(["", "accuracy, %", "difference (95 % interval, paired)"], accuracy)}
 ![Sigma and mean over time-steps, and spikes that differ](folding.png)
 
-{result["what"]}, {result["count"]:,} test images, one net, one Poisson draw: other nets may differ.
+{result["what"]}, {result["count"]:,} test images, one net, one draw of its spikes: nets of another recipe may differ.
 Command: `{result["command"]}`
 """
 
@@ -179,8 +179,8 @@ def draw(result, path):
         at = [x + 0.4 * i - 0.2 for x in range(len(layers))]
         right.bar(at, [layer["differ"][way] for layer in layers], 0.4, label=way)
     right.set_xticks(range(len(layers)), [layer["name"] for layer in layers], rotation=45)
-    right.set(title="spikes that differ, % of all", ylim=(0, None))
-    right.legend(frameon=False)
+    right.set(title="spikes that differ, % of all", ylim=(0, 1.25 * right.get_ylim()[1]))
+    right.legend(frameon=False, ncols=2, loc="upper center")
     runs.write_atomically(path, lambda file: figure.savefig(file, dpi=150, format="png"))
     plt.close(figure)
 

@@ -266,9 +266,9 @@ def folding_rows(path):
     lost, half = found["difference"], found["half_interval"]
     link, n = "(claims/folding.md)", f"1 net, {result['count']:,} images"
     told = [
-        ("eq. 12", "sigma is alike over time-steps (within 10 % of its mean)",
+        ("eq. 12 to 14", "sigma is alike over time-steps (within 10 % of its mean)",
          f"[off its mean]{link} by up to {sigmas[most]:.0f} % ({most})", HOLDS if sigmas[most] <= 10 else FAILS),
-        ("eq. 13", "mu is small (below a tenth of sigma)",
+        ("eq. 12 to 14", "mu is small (below a tenth of sigma)",
          f"[absolute mu over sigma]{link}: {min(means):.2f} to {max(means):.2f}, by layer",
          HOLDS if max(means) < 0.1 else FAILS),
         ("eq. 15", "BNTT folds into thresholds without loss",
