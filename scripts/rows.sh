@@ -15,6 +15,7 @@ usage() {
                        CIFAR may be an image tree train/<class>/, test/<class>/, or an archive of one
   RESULTS=DIR          where the runs go (default: results)
   FLAGS="--flag ..."   more flags of train.py for every run, as --data_on_device --cuda_graph on a GPU
+  WARM=1               all runs in one Python process, which imports and compiles once: where they are short
 
 Run it again after a stop, with the same FLAGS: it goes on. A row that has its result.json is not run again.
 END
@@ -57,11 +58,23 @@ train_rows() {
     read_flags "$@"
     . scripts/venv.sh --quiet
     [ ! -f "$data" ] || unpack
+    [ -z "${WARM:-}" ] || keep_warm
     local row
     for dry in 1 ""; do # what is wrong with a later row is said before the first one is trained
         for row in $rows; do recipe "$row"; done
     done
     pages
+}
+
+keep_warm() { # scripts/serve.py takes the place of python for what trains and reads
+    exec 4>&1
+    coproc SERVER { python scripts/serve.py 3>&1 1>&4; }
+    python() {
+        case $1 in train.py | convert.py | early_exit.py) ;; *) command python "$@" && return || return ;; esac
+        printf '%s\0' $# "$@" >&"${SERVER[1]}"
+        local code
+        read -r code <&"${SERVER[0]}" && return "$code" || fail "scripts/serve.py ended"
+    }
 }
 
 pages() { python scripts/make_tables.py --results "$results"; } # what the runs say, in Markdown

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, Outcome
 from make_tables import flags_of, plain
 from PIL import Image
@@ -317,6 +318,30 @@ def test_a_script_that_is_stopped_goes_on_and_a_finished_one_does_nothing(place)
     assert place.run("table5", "--budget", "mini", "--rows", "bntt").code == 0  # its row of BNTT is this one
     assert place.files() == before
     assert [argv[0] for argv in place.commands()[commands:]] == ["scripts/make_tables.py"] * 2
+
+
+@pytest.mark.slow
+def test_a_run_in_a_warm_process_is_that_of_a_process_of_its_own(place):
+    image_tree(place.folder / "data")
+    flags = ["table5", "--budget", "mini", "--rows", "bntt", "--seeds"]
+    assert place.run(*flags, "1").code == 0
+    run = place.results / "cifar10jpeg_mini_vgg9" / "seed1"
+    alone = torch.load(run / "best.pth.tar")["state_dict"], json.loads((run / "early_exit.json").read_text())
+    shutil.rmtree(place.results)
+    commands = len(place.commands())
+    assert place.run(*flags, "0 1", WARM=1, FLAGS=TINY).code == 0
+    warm = torch.load(run / "best.pth.tar")["state_dict"], json.loads((run / "early_exit.json").read_text())
+    assert alone[0].keys() == warm[0].keys()
+    assert all(torch.equal(value, warm[0][key]) for key, value in alone[0].items())
+    assert alone[1] == warm[1]
+    assert [argv[0] for argv in place.commands()[commands:]] == ["scripts/serve.py", "scripts/make_tables.py"]
+
+
+def test_a_mistake_in_a_warm_process_ends_the_script(place):
+    image_tree(place.folder / "data")
+    outcome = place.run("table5", "--budget", "mini", WARM=1, FLAGS="--lr -1")
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert "expected a positive number" in outcome.err[0]
 
 
 @pytest.mark.slow
