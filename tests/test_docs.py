@@ -378,6 +378,20 @@ def test_the_passes_on_a_gpu_are_those_of_the_record():
         assert cells == [f"{sum(layer[key].get(name, 0) for layer in layers):.1f}" for key in ("ms", "bytes_ms")]
 
 
+def test_the_net_of_the_readme_is_that_of_its_record():
+    folder, text = ROOT / "results" / "cifar10_vgg9_poisson_T25" / "seed0", README.read_text(encoding="utf-8")
+    exits, result = (json.loads((folder / name).read_text()) for name in ("early_exit.json", "result.json"))
+    sure = exits["policies"]["confidence"]["calibrated"]
+    numbers = f"{sure['acc']:.2f} % after {sure['mean_steps']:.1f} steps in", f"{exits['acc_full']:.2f} % in full"
+    assert all(words in text for words in (f"{result['test_acc']:.2f} % of {result['count']:,} test", *numbers))
+    assert exits["exit_step"] == exits["num_steps"] == 25
+    seconds = sum(
+        json.loads((ROOT / "results" / name / "seed0" / "result.json").read_text())["seconds"]
+        for name in ("cifar10_vgg9_direct_T4", "cifar10_vgg9_poisson_T25")
+    )
+    assert f"{seconds / 60:.0f} minutes on an H200" in text
+
+
 def test_the_engines_are_those_of_the_record():
     record, page = json.loads((ROOT / "results" / "engines" / "result.json").read_text()), SPEED
     assert rows(page, "| one training step, against plain float32 |") == [
