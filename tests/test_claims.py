@@ -213,7 +213,7 @@ def test_robustness_is_told_of_the_worst_attack_and_judged_beside_the_net_withou
     (row,) = (row for row in place.rows() if row[0] == "4.7")
     half = 1.96 * (40 * 60 / 100 + 10 * 90 / 100) ** 0.5
     assert row[1:3] == [
-        "BNTT is more robust than a net without spikes: FGSM, 8/255",
+        "BNTT, 25 Poisson steps, is more robust than no spikes: FGSM, 8/255",
         f"[bntt_T25 - ann](claims/robustness.md): +30.00 ({30 - half:+.2f} to {30 + half:+.2f})",
     ]
     assert row[3:] == ["1 net, 100 images", "holds"]
