@@ -95,9 +95,7 @@ def cifar10(tmp_path_factory):
 def test_a_shipped_net_is_as_accurate_as_its_row_says(name, cifar10):
     outcome = call(test_script.main, "--weights", name, "--data_dir", cifar10, "--limit_test 500 --amp auto")
     assert outcome.result["count"] == 500
-    assert (
-        abs(outcome.result["top1"] - nets.WEIGHTS[name]["test_acc_500"]) <= 0.4
-    )  # two images: rounding, of processors too
+    assert abs(outcome.result["top1"] - nets.WEIGHTS[name]["test_acc_500"]) <= 0.4  # two images: rounding
 
 
 def test_each_file_of_weights_has_its_row_and_each_row_its_file():
