@@ -179,6 +179,8 @@ def train_epoch(run, step, loader, args, signals):
             if due:
                 run.save()
             signals.act()
+    # where it was resumed after its last step, the optimizer has not got that step's yet
+    set_learning_rate(run.optimizer, learning_rate(args, epoch, len(loader) - 1, len(loader)))
     run.check()
     return float(run.losses.avg), 100 * float(run.rights.avg)
 
