@@ -70,7 +70,7 @@ def parse_args(argv=None):
     precise = "average running statistics over BATCHES training batches, or all there are, for testing"
     add("--precise_bn", default=None, type=positive_int, metavar="BATCHES", help=precise)
     add("--data_on_device", action="store_true", help="keep the data on the device; no loading processes")
-    add("--cuda_graph", action="store_true", help="replay the training step as one CUDA graph (fused engine on a GPU)")
+    add("--cuda_graph", action="store_true", help="replay the training step as one CUDA graph, on a GPU")
     add("--train_display_freq", default=10, type=positive_int, help="epochs between prints of the training loss")
     add("--test_display_freq", default=10, type=positive_int, help="epochs between tests; the last is always tested")
     folder = "run folder (default: runs/<dataset>_<arch>_T<steps>_<norm>_seed<seed>)"
@@ -215,7 +215,10 @@ def end_epoch(run, loaders, judge, args, signals, mean, acc):
 def main(argv=None):
     args = parse_args(argv)
     with runs.Signals() as signals, contextlib.ExitStack() as stack:
-        train(args, argv, signals, stack)
+        try:
+            train(args, argv, signals, stack)
+        except fused.NoGraph as error:
+            raise UserError(f"--cuda_graph: {error}") from error
 
 
 def train(args, argv, signals, stack):
@@ -235,8 +238,8 @@ def train(args, argv, signals, stack):
     except ValueError as error:
         raise UserError(f"--batch_size {args.batch_size}: {error}") from None
     engine, reason = nets.use_engine(net, args.engine, args.save_memory)
-    if args.cuda_graph and (device.type != "cuda" or engine != "fused" or args.amp == "fp16"):
-        raise UserError("--cuda_graph needs a GPU, the fused engine and --amp bf16 or off")
+    if args.cuda_graph and (device.type != "cuda" or args.amp == "fp16"):
+        raise UserError("--cuda_graph needs a GPU and --amp bf16 or off")
     judge = utill.LOSSES[args.loss](args.logit_scale)
     smooth = {"label_smoothing": args.label_smoothing} if args.label_smoothing else {}
     loss = utill.LOSSES[args.loss](args.logit_scale, **smooth)

@@ -344,7 +344,7 @@ def machine():
 def graph():
     """8 steps of train.py, eager twice and with a graph: the largest differences of what they leave.
 
-    In float32 with SGD, in bf16 with AdamW.
+    In float32 with SGD, in bf16 with AdamW, fused and plain.
     """
     import torch
 
@@ -357,9 +357,10 @@ def graph():
     arch, T, _, size = toy_arch()
     batch = 4 if TOY else 32
 
-    def eight_steps(graphed, amp):
+    def eight_steps(graphed, amp, engine):
         torch.manual_seed(0)
-        net = fused.attach(SpikingVGG(arch, T, img_size=size).to(DEVICE)).train()
+        net = SpikingVGG(arch, T, img_size=size).to(DEVICE).train()
+        net = fused.attach(net) if engine == "fused" else net
         kind = ["--optimizer", "sgd", "--lr", "0.1"] if amp == "off" else ["--optimizer", "adamw", "--lr", "0.001"]
         optimizer = build_optimizer(net, parse_args([*kind, *([] if TOY else ["--cuda_graph"])]))
         scaler = torch.amp.GradScaler(DEVICE, enabled=False)
@@ -385,9 +386,9 @@ def graph():
     for deterministic in (False, True):
         if deterministic:
             utill.make_deterministic()
-        for amp in ("off",) if TOY else ("off", "bf16"):
-            eager, again, graphed = (eight_steps(graphed, amp) for graphed in (False, False, True))
-            mode = f"{'deterministic' if deterministic else 'as it is'}, amp {amp}"
+        for amp, engine in itertools.product(("off",) if TOY else ("off", "bf16"), ("fused", "plain")):
+            eager, again, graphed = (eight_steps(graphed, amp, engine) for graphed in (False, False, True))
+            mode = f"{'deterministic' if deterministic else 'as it is'}, {engine}, amp {amp}"
             differences[mode] = {"eager": largest(again, eager), "graph": largest(graphed, eager)}
     bad = [mode for mode, d in differences.items() if mode.startswith("det") and d["graph"] > 0]
     verdict = f"failed: not the same bits: {', '.join(bad)}" if bad else "done"

@@ -19,9 +19,9 @@ import torch
 from fused import guard
 from fused.common import Shape, Unsupported
 from fused.engine import FusedVoltages, Run, sum_over_time
-from fused.graph import GraphedStep
+from fused.graph import GraphedStep, NoGraph
 
-__all__ = ["GraphedStep", "Shape", "Unsupported", "attach", "detach", "why_not"]
+__all__ = ["GraphedStep", "NoGraph", "Shape", "Unsupported", "attach", "detach", "why_not"]
 
 
 def attach(net, save_memory=None):

@@ -5,6 +5,10 @@ import warnings
 import torch
 
 
+class NoGraph(RuntimeError):
+    """Why a step cannot be a CUDA graph, in one sentence."""
+
+
 class GraphedStep:
     """A training step as one CUDA graph: thousands of kernel launches become one.
 
@@ -12,7 +16,8 @@ class GraphedStep:
     (zero_grad(set_to_none=True)) and update the weights itself, at a learning rate that is a tensor on the GPU where it
     is to change (optimizers with fused=True take one). The first `warm` batches, and batches of
     another shape, run as they are: they compile kernels and create the optimizer's state. The returned
-    tensors are overwritten by the next call. Poisson draws go on from the default generator as without.
+    tensors are overwritten by the next call. Poisson draws go on from the default generator as without. Raises
+    `NoGraph`.
     """
 
     def __init__(self, step, warm=3):
@@ -31,8 +36,14 @@ class GraphedStep:
             return outputs
         if self.graph is None:
             self.inputs, self.graph = (images.clone(), labels.clone()), torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                self.outputs = self.step(*self.inputs)
+            try:
+                with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                    self.outputs = self.step(*self.inputs)
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                reason = " ".join(str(error).split())[:200]
+                raise NoGraph(f"the step asks something of the GPU, so it cannot be a graph: {reason}") from error
         for kept, new in zip(self.inputs, (images, labels), strict=True):
             kept.copy_(new, non_blocking=True)
         self.graph.replay()

@@ -81,16 +81,13 @@ pages() { python scripts/make_tables.py --results "$results"; } # what the runs 
 
 run() { # the name of the runs, then flags of train.py; {seed} in them is the run's
     [ -z "$dry" ] || return 0
-    local name=$1 seed folder more=" ${FLAGS:-} "
+    local name=$1 seed folder
     shift
-    case " $* " in # what runs plain cannot be a graph
-    *" --norm ln "* | *" --neuron "* | *_ann.yaml* | *_hybrid.yaml*) more=${more/ --cuda_graph / } ;;
-    esac
     for seed in $seeds; do
         folder=$results/$name/seed$seed
         # shellcheck disable=SC2086
         [ -f "$folder/result.json" ] ||
-            python train.py "${@//\{seed\}/$seed}" --seed "$seed" --run_dir "$folder" --save_every 100 $more --resume
+            python train.py "${@//\{seed\}/$seed}" --seed "$seed" --run_dir "$folder" --save_every 100 ${FLAGS:-} --resume
         # of a run that was published without its checkpoint there is nothing to read
         if [ ! -f "$folder/early_exit.json" ] && [ -f "$folder/best.pth.tar" ] && grep -q '^norm: bntt' "$folder/config.yaml"; then
             python early_exit.py "$folder/best.pth.tar" --sweep \
