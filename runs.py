@@ -412,7 +412,7 @@ class Run:
         self.net, self.optimizer, self.scaler, self.device = net, optimizer, scaler, device
         self.folder, self.constants = folder, constants
         self.epoch = self.step = 0  # epochs done; steps done in the epoch after them
-        self.losses, self.rights = utill.AverageMeter(), utill.AverageMeter()  # of that epoch's training
+        self.losses, self.rights, self.norms = (utill.AverageMeter() for _ in range(3))  # of that epoch's training
         self.log, self.best, self.accuracy = [], None, None
         self.seconds, self.epoch_seconds, self.clock = 0.0, 0.0, time.perf_counter()
 
@@ -426,7 +426,7 @@ class Run:
     def state(self):
         self.epoch_seconds += self.tick()
         progress = {key: getattr(self, key) for key in ("step", "log", "best", "seconds", "epoch_seconds")}
-        meters = {key: vars(getattr(self, key)) for key in ("losses", "rights")}
+        meters = {key: vars(getattr(self, key)) for key in ("losses", "rights", "norms")}
         parts = {"state_dict": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
         parts |= {"scaler": self.scaler.state_dict(), "random_state": utill.random_state(self.device)}
         progress = {"global_step": self.epoch, "accuracy": self.accuracy, "progress": progress | meters}
@@ -474,6 +474,10 @@ class Run:
             for key in ("losses", "rights"):
                 total = torch.as_tensor(progress[key]["sum"], dtype=torch.float32, device=self.device).reshape(())
                 setattr(self, key, utill.AverageMeter(total, int(progress[key]["count"])))
+            kept = progress.get("norms", {"sum": 0.0, "count": 0})  # older checkpoints have none
+            total = torch.zeros(2, len(utill.synapses(self.net)), dtype=torch.float64, device=self.device)
+            total += torch.as_tensor(kept["sum"], dtype=torch.float64, device=self.device)
+            self.norms = utill.AverageMeter(total, int(kept["count"]))
             self.seconds, self.epoch_seconds = float(progress["seconds"]), float(progress["epoch_seconds"])
             self.epoch, self.step = int(checkpoint["global_step"]), int(progress["step"])
             self.log, self.best, self.accuracy = progress["log"], progress["best"], checkpoint["accuracy"]

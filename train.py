@@ -126,7 +126,8 @@ def set_learning_rate(optimizer, lr):
 
 
 def train_step(net, loss, optimizer, scaler, amp, images, labels):
-    """Forward, backward, update. Returns (mean loss, right answers, largest gradient) as tensors on the device.
+    """Forward, backward, update. Returns tensors on the device: mean loss, right answers, largest gradient, and [L] the
+    L2 norm of each synapse's weight gradient, as `utill.synapses` orders them.
 
     loss: one of utill.LOSSES. On a CPU nothing is updated where loss or gradient is inf or nan; on a GPU asking would
     make it wait.
@@ -139,11 +140,13 @@ def train_step(net, loss, optimizer, scaler, amp, images, labels):
     scaler.scale(mean).backward()
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     largest = torch.nn.utils.get_total_norm(gradients, float("inf"))
+    weights = [synapse.weight for synapse in utill.synapses(net).values()]
+    norms = torch.stack([largest.new_zeros(()) if w.grad is None else w.grad.norm() for w in weights])
     mean = mean.detach()
     if mean.device.type != "cpu" or (mean + largest).isfinite():
         scaler.step(optimizer)
         scaler.update()
-    return mean, (voltages[-1].detach().argmax(1) == labels).sum(), largest
+    return mean, (voltages[-1].detach().argmax(1) == labels).sum(), largest, norms
 
 
 def train_epoch(run, step, loader, args, signals):
@@ -153,7 +156,8 @@ def train_epoch(run, step, loader, args, signals):
     loader.set_epoch(epoch, run.step)
     if run.step == 0:
         utill.seed_stream(args.seed, 0, epoch)
-        run.losses, run.rights, run.epoch_seconds = utill.AverageMeter(), utill.AverageMeter(), 0.0
+        run.losses, run.rights, run.norms = (utill.AverageMeter() for _ in range(3))
+        run.epoch_seconds = 0.0
     run.tick()
     look_every = 1 if device.type == "cpu" else 20  # reading a number makes a GPU wait
     worst = torch.zeros((), device=device)
@@ -161,12 +165,14 @@ def train_epoch(run, step, loader, args, signals):
     with tqdm(loader, desc=f"epoch {epoch + 1}/{args.num_epochs}", **options) as bar:
         for images, labels in bar:
             set_learning_rate(run.optimizer, learning_rate(args, epoch, run.step, len(loader)))
-            loss, right, gradient = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+            images, labels = (part.to(device, non_blocking=True) for part in (images, labels))
+            loss, right, gradient, norms = step(images, labels)
             run.losses.update(loss, len(labels))
             run.rights.update(right / len(labels), len(labels))
             run.step += 1
             if args.amp != "fp16":  # whose gradients may overflow: the scaler then skips the step
                 worst = torch.maximum(worst, gradient)
+                run.norms.update(torch.stack([norms, norms**2]).double())
             due = args.save_every and run.step % args.save_every == 0
             if run.step % look_every == 0 or due or signals.wanted or run.step == len(loader):
                 mean, acc = float(run.losses.avg), 100 * float(run.rights.avg)
@@ -191,6 +197,12 @@ def end_epoch(run, loaders, judge, args, signals, mean, acc):
     record = {"epoch": run.epoch + 1, "lr": learning_rate(args, run.epoch, steps - 1, steps)}
     record |= {"train_loss": mean, "train_acc": acc}
     record["images_per_s"] = run.losses.count / run.epoch_seconds
+    if run.norms.count:
+        mean, square = run.norms.avg.cpu()
+        spread = (square - mean**2).clamp(min=0).sqrt()
+        names = utill.synapses(run.net)
+        record["gradient_norm"] = dict(zip(names, mean.tolist(), strict=True))
+        record["gradient_deviation"] = dict(zip(names, spread.tolist(), strict=True))  # from step to step
     record["mean_gamma"] = {layer: gamma.mean().item() for layer, gamma in run.net.gammas().items()}
     if args.precise_bn:
         utill.seed_stream(args.seed, 2, run.epoch)

@@ -250,6 +250,12 @@ class AverageMeter:
         return self.sum / max(self.count, 1)
 
 
+def synapses(net):
+    """{name: module} of its convolutions and linear layers, as they stand in it: input to output, in ours."""
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    return {name: module for name, module in net.named_modules() if isinstance(module, kinds)}
+
+
 class SpikeMeter:
     """Count spikes and operations at every time-step, through forward hooks, in any net made of our parts.
 
@@ -268,8 +274,7 @@ class SpikeMeter:
         self.net, self.steps, self.by_image = net, steps or net.num_steps, by_image
         modules = dict(net.named_modules())
         self._neurons = {name.removeprefix("lif_"): m for name, m in modules.items() if hasattr(m, "threshold")}
-        kinds = (nn.Linear, nn.modules.conv._ConvNd)
-        self._synapses = {name: m for name, m in modules.items() if isinstance(m, kinds)}
+        self._synapses = synapses(net)
         self.spikes = {n: torch.zeros(self.steps, dtype=torch.float64) for n in ["input", *self._neurons]}
         self._operations = {n: torch.zeros(self.steps, dtype=torch.float64) for n in self._synapses}
         self.neurons, self.multiply_adds, self.analog, self.images = {}, {}, set(), 0

@@ -93,7 +93,7 @@ def a_step(loss):
 
 
 def test_a_step_with_ce_is_the_authors_to_the_last_bit():
-    (loss, right, largest), state, images, labels = a_step(utill.CrossEntropy(3.0))
+    (loss, right, largest, norms), state, images, labels = a_step(utill.CrossEntropy(3.0))
     net = small_net()
     torch.manual_seed(1)
     logits = net(images)
@@ -103,6 +103,7 @@ def test_a_step_with_ce_is_the_authors_to_the_last_bit():
     assert torch.equal(loss, expected.detach())
     assert right == (logits.argmax(1) == labels).sum()
     assert largest == max(p.grad.abs().max() for p in net.parameters())
+    torch.testing.assert_close(norms, torch.stack([layer.weight.grad.norm() for layer in (net.fc1, net.fc2, net.fc3)]))
     assert all(torch.equal(state[name], tensor) for name, tensor in net.state_dict().items())
 
 
