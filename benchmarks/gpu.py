@@ -17,6 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -543,9 +544,11 @@ def timed_layers(process, engine):
 
 
 def first_layer(batch, T, size, dtype):
-    """The first convolution and its weight gradient with 3 input channels, and padded to 8."""
+    """The first convolution and its weight gradient with 3 input channels, padded to 8, and as products by columns."""
     import torch
     import torch.nn.functional as F
+
+    from fused import engine
 
     kind, times = torch.bfloat16 if dtype == "bf16" else torch.float32, {}
     for channels in (3, 8):
@@ -557,6 +560,16 @@ def first_layer(batch, T, size, dtype):
         times[f"weight gradient, {channels} channels"] = milliseconds(
             partial(torch.ops.aten.convolution_backward, *backward)
         )
+    layer = SimpleNamespace(synapse=torch.nn.Conv2d(3, 64, 3, padding=1))
+    make = partial(engine.Run.columns, SimpleNamespace(layers=[layer]))
+    images = torch.randn(T, batch, 3, size, size, device=DEVICE, dtype=kind)
+    x, w = make(images), torch.randn(64, engine.COLUMNS, device=DEVICE, dtype=kind)
+    g = F.linear(x, w)
+    times["columns made"] = milliseconds(lambda: make(images))
+    times["forward, columns"] = milliseconds(lambda: F.linear(x, w))
+    flat, each = ([v.view(shape) for v in (g, x)] for shape in ((-1, g.shape[-1]), (T * batch, size**2, -1)))
+    times["weight gradient, columns, one product"] = milliseconds(lambda: flat[0].t() @ flat[1])
+    times["weight gradient, columns, image by image"] = milliseconds(lambda: torch.bmm(each[0].mT, each[1]).sum(0))
     return times
 
 

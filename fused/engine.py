@@ -44,6 +44,7 @@ from fused.common import Shape, Unsupported
 
 INFERENCE_BYTES = 2**28  # of one layer's outputs over the time-steps run at once, without gradients
 NO_CUMSUM = ("cuda",)  # where PyTorch refuses its cumsum if algorithms must be deterministic
+COLUMNS = 32  # most of the first layer; with zeros there are as many
 READOUT_NUMBERS = 2**22  # of the output layer's input in its own dtype at once: larger ones cost page faults
 
 
@@ -67,6 +68,15 @@ def backend(device_type):
             raise Unsupported(f"the fused engine on a GPU needs a working Triton: {reason}") from None
         return passes
     raise Unsupported(f"the fused engine does not know the device {device_type}")
+
+
+def by_columns(device_type, dtype, synapse):
+    """Whether the first layer is one matrix product over the pixels that a kernel sees, its columns.
+
+    cuDNN has no fast convolution for images of three channels in 16 bit, forwards or for the weight's gradient.
+    """
+    small = isinstance(synapse, nn.Conv2d) and synapse.weight[0].numel() <= COLUMNS
+    return small and device_type == "cuda" and dtype.itemsize == 2
 
 
 def shapes(net, B, T):
@@ -109,6 +119,7 @@ class Run:
         self.state_dtype = torch.promote_types(self.dtype, torch.float32)
         self.grad_enabled = torch.is_grad_enabled()
         self.shapes = shapes(net, len(images), steps)
+        self.by_columns = by_columns(self.device.type, self.dtype, self.layers[0].synapse)
         most = max(s.N * s.C for s in self.shapes) * self.dtype.itemsize
         fit = steps if self.grad_enabled or net.training else max(1, INFERENCE_BYTES // most)
         self.block = min(block or fit, steps)
@@ -129,6 +140,8 @@ class Run:
         """Those of the layers in dtype and as the passes take them, and that of the output layer in state_dtype."""
         *weights, readout = (w.detach() for w in weights)
         weights = [w.to(self.dtype) for w in weights]
+        if self.by_columns:
+            weights[0] = F.pad(weights[0].flatten(1), (0, COLUMNS - weights[0][0].numel()))
         weights = [w.contiguous(memory_format=torch.channels_last) if w.ndim == 4 else w for w in weights]
         return weights, readout.to(self.state_dtype)
 
@@ -210,6 +223,8 @@ class Run:
     # -- Synapses over all steps of a block: [T, B, H, W, C] in and out
 
     def synapse(self, i, inputs, weight):
+        if i == 0 and self.by_columns:
+            return F.linear(inputs, weight)
         if weight.ndim == 4:
             images = inputs.flatten(0, 1).permute(0, 3, 1, 2)
             y = F.conv2d(images, weight, padding=self.layers[i].synapse.padding)
@@ -245,7 +260,11 @@ class Run:
 
     def synapse_backward(self, i, grad, inputs, weight, weight_grad, want_inputs):
         """Gradients of the synapse's weight, added to weight_grad, and of its inputs, [T, B, H, W, C]."""
-        if weight.ndim == 4:
+        if i == 0 and self.by_columns:  # image by image, for a GPU is slow at one product with millions of terms
+            g, x = (v.flatten(2, 3).flatten(0, 1) for v in (grad, inputs))
+            shape, gx = self.layers[0].synapse.weight.shape, None
+            gw = torch.bmm(g.mT, x).sum(0, dtype=self.state_dtype)[:, : shape[1:].numel()].reshape(shape)
+        elif weight.ndim == 4:
             g, x = (v.flatten(0, 1).permute(0, 3, 1, 2) for v in (grad, inputs))
             pad = list(self.layers[i].synapse.padding)
             by_columns = self.device.type == "cpu" and x.shape[-1] <= (4 if self.dtype == torch.bfloat16 else 2)
@@ -292,7 +311,18 @@ class Run:
         if [*images.shape[:2], *images.shape[3:]] != whole:  # the passes trust the shapes
             found = f"the encoder gave {[*images.shape]}, where {steps} steps of {B} images were due"
             raise RuntimeError(f"{found}, of the size it says: mend it, or run the net plain by fused.detach(net)")
-        return images.to(self.dtype).permute(0, 1, 3, 4, 2).contiguous()
+        images = images.to(self.dtype)
+        return self.columns(images) if self.by_columns else images.permute(0, 1, 3, 4, 2).contiguous()
+
+    def columns(self, images):
+        """What the first layer's kernel sees at each pixel, then zeros: [T, B, C, H, W] -> [T, B, H, W, COLUMNS]."""
+        conv = self.layers[0].synapse
+        count, (height, width), (up, left) = conv.weight[0].numel(), conv.kernel_size, conv.padding
+        seen = F.pad(images.flatten(0, 1), (left, left, up, up)).unfold(2, height, 1).unfold(3, width, 1)
+        columns = images.new_zeros(*images.shape[:2], *seen.shape[2:4], COLUMNS)
+        shape = seen.shape[1], height, width
+        columns.flatten(0, 1)[..., :count].unflatten(-1, shape).copy_(seen.permute(0, 2, 3, 1, 4, 5))
+        return columns
 
     def forward_block(self, encoded, t0, t1, weights, membranes, keep, scales=None):
         """Run steps t0 .. t1 of all layers. Returns (spikes of the last layer [T, B, H, W, C], kept, scales).
@@ -422,6 +452,7 @@ class FusedVoltages(torch.autograd.Function):
 
     @staticmethod
     def run_forward(ctx, run, encoded, parameters):
+        run.by_columns &= not ctx.needs_input_grad[1]
         weights, readout = run.prepared(parameters[: len(run.layers) + 1])
         blocks, keep = run.blocks(), run.grad_enabled and any(ctx.needs_input_grad)
         membranes, borders, currents, scales = run.state(len(blocks) > 1), [], [], []

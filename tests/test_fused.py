@@ -213,6 +213,21 @@ def test_what_a_norm_says_is_made_on_the_net_s_device(monkeypatch):
     assert {v.device.type for pair in made for v in pair} == {"meta"}
 
 
+@pytest.mark.parametrize("images_too", [False, True])
+@pytest.mark.parametrize("memory", [None, 2])
+def test_the_first_layer_by_columns_is_the_convolution(monkeypatch, memory, images_too):
+    """As on a GPU in 16 bit; where the images have a gradient it stays a convolution."""
+    plain, images = make_net(encoding="direct"), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    net, made, columns = fused.attach(copy.deepcopy(plain), save_memory=memory), [], engine.Run.columns
+    monkeypatch.setattr(engine, "by_columns", lambda device_type, dtype, synapse: True)
+    monkeypatch.setattr(engine.Run, "columns", lambda run, x: made.append(columns(run, x)) or made[-1])
+    ours, theirs = (images.clone().requires_grad_(images_too) for _ in range(2))
+    assert_equal(run(plain, theirs, torch.tensor([1, 3])), run(net, ours, torch.tensor([1, 3])))
+    assert bool(made) != images_too
+    if images_too:
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-9)
+
+
 def test_one_step():
     compare(make_net("tiny_conv", T=1), torch.randn(2, 3, 8, 8, dtype=torch.float64) * 2)
 
