@@ -137,6 +137,23 @@ class ScaledSurrogate(LIF):
         return spikes.detach() + self.alpha / SURROGATE_ALPHA * (spikes - spikes.detach())
 
 
+class DropoutLIF(LIF):
+    """LIF with dropout behind it in training: the same neurons at all time-steps of a batch (Lee et al. 2020).
+
+    p: the probability. The membrane knows nothing of it. The paper (3.5) says that BNTT needs no dropout beside it.
+    """
+
+    def __init__(self, leak, threshold=1.0, spike_order="integrate_first", p=0.2):
+        super().__init__(leak, threshold, spike_order)
+        self.p = p
+
+    def forward(self, currents, membrane=None):
+        if self.training and membrane is None:  # a new batch
+            self.mask = F.dropout(torch.ones_like(currents[0]), self.p)
+        spikes, membrane = super().forward(currents, membrane)
+        return (spikes * self.mask if self.training else spikes), membrane
+
+
 class PLIF(LIF):
     """LIF whose leak is learnt, one for a layer: leak = sigmoid(w) (Fang et al., ICCV 2021, eq. 8).
 

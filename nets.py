@@ -20,7 +20,7 @@ import fused
 import runs
 import utill
 from arguments import fraction, positive_float, positive_int, size, unit_float
-from baselines import ANN, IF, PLIF, TEBN, BetaBNTT, HardReset, LayerNorm, LearntLIF, ScaledSurrogate, TdBN
+from baselines import ANN, IF, PLIF, TEBN, BetaBNTT, DropoutLIF, HardReset, LayerNorm, LearntLIF, ScaledSurrogate, TdBN
 from encoders import ENCODERS
 from model import ARCHS, BNTT, LIF, NoNorm, SharedBN, SpikingVGG
 from utill import DataFacts, UserError, reading
@@ -38,6 +38,7 @@ OF_STEPS = ("bntt", "bntt_beta")  # with a BatchNorm of its own at each time-ste
 WITHOUT_STATISTICS = ("none", "ln")
 NEURONS = {"lif": LIF, "plif": PLIF, "if": IF, "learnt_lif": LearntLIF, "hard_reset": HardReset}
 NEURONS |= {f"alpha_{alpha:g}": partial(ScaledSurrogate, alpha=alpha) for alpha in (0.1, 1.0)}
+NEURONS["dropout_0.2"] = partial(DropoutLIF, p=0.2)
 ANNS = {"vgg9_ann": "vgg9", "vgg11_ann": "vgg11"}  # the same nets without spikes
 # Flags of an ANN: what they are, and those of a spiking neuron, which stay at their defaults.
 OF_ANN = {"num_steps": 1, "norm": "none", "encoding": "direct"}

@@ -16,6 +16,7 @@ from baselines import (
     PLIF,
     TEBN,
     BetaBNTT,
+    DropoutLIF,
     HardReset,
     LayerNorm,
     LearntLIF,
@@ -324,7 +325,19 @@ def test_another_alpha_scales_the_surrogate_and_no_spike(alpha):
     torch.testing.assert_close(membranes.grad, expected)
 
 
-@pytest.mark.parametrize("kind", [HardReset, ScaledSurrogate])
+def test_dropout_leaves_the_same_neurons_out_at_all_steps_of_a_batch():
+    torch.manual_seed(0)
+    neuron, currents = DropoutLIF(1.0, p=0.5), torch.full((6, 400), 2.0)
+    first, membrane = neuron(currents[:3])
+    later, _ = neuron(currents[3:], membrane)
+    assert torch.equal(first[:1].expand(6, -1), torch.cat([first, later]))
+    assert 0.4 < (first[0] == 0).float().mean() < 0.6
+    assert set(first.unique().tolist()) == {0.0, 2.0}  # what is left stands for twice as many
+    assert not torch.equal(neuron(currents)[0][0], first[0])  # another batch
+    assert torch.equal(neuron.eval()(currents)[0], torch.ones(6, 400))
+
+
+@pytest.mark.parametrize("kind", [HardReset, ScaledSurrogate, DropoutLIF])
 def test_the_engine_declines_these_neurons_in_one_sentence(kind):
     assert fused.why_not(make_net(neuron=kind)) == f"the fused engine does not know the neuron {kind.__name__}"
 
