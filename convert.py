@@ -12,7 +12,9 @@ training images, without augmentation. The output layer is scaled so that its vo
 ANN's logits, which changes no prediction.
 
 Leaves in the folder --out best.pth.tar, a checkpoint as train.py writes them, with config.yaml, environment.json,
-log.jsonl and result.json. The last line of stdout is result.json as one line.
+log.jsonl, result.json, and conversion.png: accuracy against time-steps. The last line of stdout is result.json as one
+line; "difference" there is the accuracy of the spiking net minus that of the ANN on the same images, in points, with
+half its 95 % interval.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import math
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 import torch.nn as nn
@@ -36,6 +39,9 @@ import utill
 from arguments import positive_int
 from model import each_step
 from utill import UserError
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
 
 BATCH = 64  # calibration images run at once
 SCALES = {"poisson": 2.0, "direct": 1.0}  # of the image over the mean of what an encoder gives
@@ -169,7 +175,7 @@ def calibration_batches(loaders, count, seed, device):
 
 
 def convert(args, checkpoint, flags, snn_flags, loaders, device):
-    """The converted net of an ANN's checkpoint, in eval mode; prints what it was balanced by."""
+    """(The ANN of a checkpoint, the net converted from it), in eval mode; prints what it was balanced by."""
     ann, net = (nets.build_net(each, loaders.facts).to(device).eval() for each in (flags, snn_flags))
     ann.load_state_dict(checkpoint["state_dict"])
     net.load_state_dict(net.state_dict() | checkpoint["state_dict"])
@@ -182,7 +188,25 @@ def convert(args, checkpoint, flags, snn_flags, loaders, device):
         steps = min(args.num_steps, args.calibration_steps)
         found, what = balance_thresholds(net, batches, steps, args.percentile), "threshold"
     print(f"{what} of each layer: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
-    return net
+    return ann, net
+
+
+def minus(ours, theirs):
+    """Accuracy of one net minus another's in points, and half its 95 % interval, paired by image; bool [N] each."""
+    lost = 100 * (ours.double() - theirs.double())
+    return {"difference": lost.mean().item(), "half_interval": 1.96 * lost.std().item() / len(lost) ** 0.5}
+
+
+def draw(path, evaluation, ann_acc):
+    """Accuracy against time-steps, of a converted net whose ANN has an accuracy of ann_acc in %."""
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    steps = range(1, len(evaluation.correct) + 1)
+    axis.plot(steps, [evaluation.top1(t) for t in steps], label=f"converted: {evaluation.top1():.2f} % in full")
+    axis.axhline(ann_acc, color="black", linestyle="--", label=f"without spikes: {ann_acc:.2f} %")
+    axis.set(xlabel="time-steps", ylabel="test accuracy, %", xscale="log", title=f"{evaluation.count:,} test images")
+    axis.legend(frameon=False)
+    runs.write_atomically(path, lambda file: figure.savefig(file, dpi=150, format="png"))
+    plt.close(figure)
 
 
 def result_of(evaluation, meter, flags, loaders, epoch, shown):
@@ -209,21 +233,30 @@ def main(argv=None):
     flags.amp = snn_flags.amp = utill.pick_amp(device, args.amp)
     facts = utill.DataFacts(**checkpoint["data"])
     loaders = data.build_loaders(flags, facts=facts)
-    net = convert(args, checkpoint, flags, snn_flags, loaders, device)
+    ann, net = convert(args, checkpoint, flags, snn_flags, loaders, device)
     state = {name: tensor.cpu() for name, tensor in net.state_dict().items()}
     engine, reason = nets.use_engine(net, args.engine)
     print(f"engine: {engine}, mixed precision {flags.amp}" + (f" (not fused: {reason})" if reason else ""))
 
-    progress = functools.partial(tqdm, desc="test", disable=None, leave=False)
-    with utill.SpikeMeter(net) as meter:
-        loss = utill.CrossEntropy(snn_flags.logit_scale)
+    progress, rights = functools.partial(tqdm, desc="test", disable=None, leave=False), {"ann": [], "snn": []}
+    loss = utill.CrossEntropy(snn_flags.logit_scale)
+
+    def evaluate(net, name):
         how = dict(device=device, loss=loss, seed=flags.seed, amp=flags.amp, progress=progress)
-        evaluation = utill.evaluate(net, loaders.test, **how)
+        see = lambda voltages, labels: rights[name].append((voltages[-1].argmax(1) == labels).cpu())  # noqa: E731
+        return utill.evaluate(net, loaders.test, see=see, **how)
+
+    ann_acc = evaluate(ann, "ann").top1()
+    with utill.SpikeMeter(net) as meter:
+        evaluation = evaluate(net, "snn")
+    lost = minus(*(torch.cat(rights[name]) for name in ("snn", "ann")))
     T, epoch = args.num_steps, checkpoint.get("global_step")
     shown = args.steps or sorted({*(2**k for k in range(4, 14) if 2**k < T), T})
     print("time-steps   accuracy %", *(f"{t:10}{evaluation.top1(t):13.2f}" for t in shown), sep="\n")
     epoch = epoch if type(epoch) is int and epoch > 0 else 1
     result, log = result_of(evaluation, meter, snn_flags, loaders, epoch, shown)
+    result |= {"ann_acc": ann_acc} | lost
+    print(f"ANN {ann_acc:.2f} %, difference {lost['difference']:+.2f} +- {lost['half_interval']:.2f}")
     told = ("weight_norm", "percentile", "calibration_images", "calibration_steps")
     config = checkpoint["config"] | vars(snn_flags) | {key: getattr(args, key) for key in told}
     config["converted_from"] = config.pop("checkpoint")
@@ -234,6 +267,7 @@ def main(argv=None):
         runs.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         runs.write_json(folder / "environment.json", environment)
         runs.write_text(folder / "log.jsonl", json.dumps(log) + "\n")
+        draw(folder / "conversion.png", evaluation, ann_acc)
         runs.write_json(folder / "result.json", result)
     print(json.dumps(result))
 

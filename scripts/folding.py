@@ -23,6 +23,7 @@ from make_tables import table
 from tqdm import tqdm
 
 import arguments
+import convert
 import data
 import nets
 import runs
@@ -118,11 +119,9 @@ def measure(net, loader, seed):
             "negative_gammas": 100 * (a <= 0).double().mean().item(), "spikes": 100 * count["spikes"] / count["all"],
             "differ": {way: 100 * count[way] / max(1, count["spikes"]) for way in KINDS},
         })  # fmt: skip
-    lost = {way: 100 * (rights[way] - rights["exact"]) for way in KINDS}
     accuracy = {way: {"top1": 100 * right.mean().item()} for way, right in rights.items()}
-    for way, difference in lost.items():
-        half = 1.96 * difference.std().item() / len(difference) ** 0.5
-        accuracy[way] |= {"difference": difference.mean().item(), "half_interval": half}
+    for way in KINDS:
+        accuracy[way] |= convert.minus(rights[way], rights["exact"])
     return {"count": len(rights["exact"]), "num_steps": net.num_steps, "layers": layers, "accuracy": accuracy}
 
 

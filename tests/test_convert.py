@@ -197,6 +197,20 @@ def test_a_converted_net_answers_as_the_ann(ann, tmp_path, flags):
     assert list(accuracies) == ["1", "150"]
     assert accuracies["1"] < 30 < before - 3 <= accuracies["150"] == outcome.result["test_acc"]
     assert outcome.result["spikes_per_image"] > 0
+    assert outcome.result["ann_acc"] == before
+    assert outcome.result["difference"] == pytest.approx(accuracies["150"] - before)
+
+
+def test_the_difference_of_two_nets_is_paired_by_image():
+    ours, theirs = (torch.tensor([*map(bool, rights)]) for rights in ([1, 1, 0, 0, 1], [1, 0, 1, 1, 1]))
+    # 0, 100, -100, -100, 0: mean -20, variance 7000
+    found = convert.minus(ours, theirs)
+    assert found["difference"] == pytest.approx(-20)
+    assert found["half_interval"] == pytest.approx(1.96 * (7000 / 5) ** 0.5)
+
+
+def test_a_conversion_leaves_its_curve(snn):
+    assert (snn / "conversion.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_one_pass_gives_the_accuracy_at_every_number_of_steps(ann, tmp_path):
