@@ -23,6 +23,7 @@ from tqdm import tqdm
 import arguments
 import data
 import nets
+import runs
 import utill
 from utill import UserError
 
@@ -39,6 +40,7 @@ def parse_args(argv=None):
     precise = "first average running statistics over so many training batches"
     add("--precise_bn", default=None, type=arguments.positive_int, metavar="BATCHES", help=precise)
     add("--image", default=None, nargs="+", type=arguments.path, metavar="FILE", help="classify these pictures instead")
+    add("--out", default=None, type=arguments.path, metavar="FILE", help="write the last line of stdout there too")
     shipped = "a trained net that comes with the code, in place of CHECKPOINT"
     add("--weights", default=None, choices=list(nets.WEIGHTS), help=shipped)
     first = arguments.ArgumentParser(add_help=False)
@@ -80,6 +82,13 @@ def classify(net, loss, facts, args, device):
     return answers
 
 
+def tell(result, path):
+    """Print the last line, and write it to `path` unless that is None."""
+    print(json.dumps(result))
+    if path:
+        runs.write_text(path, json.dumps(result) + "\n")
+
+
 @utill.entry_point
 def main(argv=None):
     args, checkpoint = parse_args(argv)
@@ -96,7 +105,7 @@ def main(argv=None):
     net = nets.load_net(args, checkpoint, facts, device)
     loss = utill.CrossEntropy(args.logit_scale)  # it prints no loss: for the probabilities all are alike
     if args.image:
-        print(json.dumps({"images": classify(net, loss, facts, args, device)}))
+        tell({"images": classify(net, loss, facts, args, device)}, args.out)
         return
 
     if args.precise_bn:
@@ -124,7 +133,7 @@ def main(argv=None):
         "count": runs[0].count, "steps": steps, "num_steps": args.num_steps, "repeats": args.repeats,
         "precise_bn": args.precise_bn,
     }  # fmt: skip
-    print(json.dumps(result))
+    tell(result, args.out)
 
 
 if __name__ == "__main__":

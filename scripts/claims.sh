@@ -9,8 +9,9 @@ seeds="0 1 2"
 results=${RESULTS:-results}/claims
 pages() { python scripts/make_claims.py --results "$results"; }
 # gamma_E: weight decay shrinks a gamma without gradient by exp(-E): 0, 3.05 (the published command), 18.3 (the paper's text)
-rows="gamma_0 gamma_3.05 gamma_18.3 fire_first base hard_reset alpha_0.1 alpha_1 beta tet none bn"
-rows+=" T4 T6 T25 direct_T4 direct_T6 direct_T12 binary_T4 binary_T6 binary_T12 binary_T25 bn_T25 bn_T50 bn_T100"
+rows="gamma_0 gamma_3.05 gamma_18.3 fire_first base hard_reset alpha_0.1 alpha_1 beta dropout_0.2 tet logits_sum none bn"
+rows+=" T4 T6 T25 T50 T100 direct_T4 direct_T6 direct_T12 direct_T25 binary_T4 binary_T6 binary_T12 binary_T25"
+rows+=" bn_T10 bn_T25 bn_T50 bn_T100"
 
 recipe() {
     local flags=(--config configs/claims/base.yaml)
@@ -22,9 +23,10 @@ recipe() {
     gamma_3.05) flags+=(--gamma_weight_decay 0.0021786) ;; # 3.05 (1 - momentum) / the sum of the learning rates, 140
     gamma_18.3) flags+=(--gamma_weight_decay 0.0130714) ;;
     fire_first) flags+=(--spike_order fire_first) ;;
-    hard_reset | alpha_*) flags+=(--neuron "$1") ;;
+    hard_reset | alpha_* | dropout_*) flags+=(--neuron "$1") ;;
     beta) flags+=(--norm bntt_beta) ;;
     tet) flags+=(--loss tet) ;;
+    logits_sum) flags+=(--logit_scale 12) ;; # T: the voltage after T steps itself, as in eq. 5
     none | bn) flags+=(--norm "$1") ;;
     bn_T*) flags+=(--norm bn --num_steps "${1#bn_T}") ;;
     T*) flags+=(--num_steps "${1#T}") ;;
@@ -43,8 +45,7 @@ averaged() { # accuracy with statistics averaged over 50 training batches, all t
     for seed in $seeds; do
         folder=$results/$1/seed$seed
         [ -f "$folder/averaged.json" ] || [ ! -f "$folder/best.pth.tar" ] || {
-            python test.py "$folder/best.pth.tar" --precise_bn 50 | tail -n 1 >"$folder/averaged.tmp"
-            mv "$folder/averaged.tmp" "$folder/averaged.json"
+            python test.py "$folder/best.pth.tar" --precise_bn 50 --out "$folder/averaged.json"
         }
     done
 }

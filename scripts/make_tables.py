@@ -66,11 +66,13 @@ FREE = re.compile(
     r"engine|save_memory|save_every|train_display_freq|test_display_freq)[ =]('[^']*'|\S+))(?= |$)"
 )
 OTHER_RUN = re.compile(r"\S*?([^/\s]+)/seed\d+/best\.pth\.tar")  # that a run started from
-# Runs of one protocol may differ in their method, in an optimizer chosen for it, and in the machine.
+# Runs of one protocol may differ in their method, in what was chosen for it, and in the machine.
 METHOD = {"norm": "bntt", "neuron": "lif", "spike_order": "integrate_first", "init_from": None}
 OPTIMIZER = ("optimizer", "lr", "lr_schedule", "warmup_epochs", "momentum", "weight_decay", "gamma_weight_decay")
+OPTIMIZER += ("precise_bn",)  # statistics of its own for testing
 MACHINE = ("seed", "device", "engine", "save_memory", "cuda_graph", "deterministic", "amp", "config", "run_dir")
-MINI, MINI_TABLES = "cifar10_mini_vgg9", {1: ("bn", "none"), 4: ("bn", "tdbn", "tebn", "plif_bn"), 5: ("ln",)}
+MINI, BNS = "cifar10_mini_vgg9", ("bn", "bn_averaged")
+MINI_TABLES = {1: (*BNS, "none"), 4: (*BNS, "tdbn", "tebn", "plif_bn"), 5: ("ln",)}
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
 FEW = 1000  # test images: an accuracy on fewer has the interval that so few give
 COUNT, PERCENT = (int, 1, 10**9), (float, 0, 100)  # type, least, most

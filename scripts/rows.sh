@@ -70,7 +70,7 @@ keep_warm() { # scripts/serve.py takes the place of python for what trains and r
     exec 4>&1
     coproc SERVER { python scripts/serve.py 3>&1 1>&4; }
     python() {
-        case $1 in train.py | convert.py | early_exit.py) ;; *) command python "$@" && return || return ;; esac
+        case $1 in train.py | test.py | convert.py | early_exit.py) ;; *) command python "$@" && return || return ;; esac
         printf '%s\0' $# "$@" >&"${SERVER[1]}"
         local code
         read -r code <&"${SERVER[0]}" && return "$code" || fail "scripts/serve.py ended"
@@ -113,6 +113,7 @@ compare() { # the name of BNTT's runs, a technique, a config, more flags: the sa
     case $technique in
     bntt) run "$name" --config "$config" "$@" ;;
     plif_bn) run "${name}_plif_bn" --config "$config" --neuron plif --norm bn "$@" ;;
+    bn_averaged) run "${name}_bn_averaged" --config "$config" --norm bn --precise_bn 50 "$@" ;;
     ann) run "${name}_ann" --config "${config%.yaml}_ann.yaml" "$@" ;;
     hybrid)
         run "${name}_hybrid" --config "${config%.yaml}_hybrid.yaml" \
@@ -145,7 +146,7 @@ cifar() { # cifar10 or cifar100, a technique, more flags
     *) set -- --lr "$(rate "$technique")" "$@" ;;
     esac
     case $budget-$technique in
-    full-conversion) convert "${name}_ann" "${name}_conversion" --num_steps 1000 --data_dir "$dir" ;;
+    full-conversion) convert "${name}_ann" "${name}_conversion" --num_steps 1000 --data_dir "$dir" --limit_test 5000 ;;
     mini-conversion)
         convert "${name}_ann" "${name}_conversion" --num_steps 256 --encoding direct --percentile 99.9 \
             --limit_test 1000 --data_dir "$dir"

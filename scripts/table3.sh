@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/rows.sh
-rows="bntt bn none"
+rows="bntt bn none ln"
 
 recipe() {
     local flags=(--config configs/smnist_fc3.yaml --data_dir "$(lies_in mnist)")

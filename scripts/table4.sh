@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/rows.sh
-rows="cifar10_bn cifar10_tdbn cifar10_tebn cifar10_plif_bn cifar10_bntt"
+rows="cifar10_bn cifar10_bn_averaged cifar10_tdbn cifar10_tebn cifar10_plif_bn cifar10_bntt"
 rows+=" cifar100_bn cifar100_tdbn cifar100_tebn cifar100_plif_bn cifar100_bntt"
 
 recipe() { cifar "${1%%_*}" "${1#*_}"; }
