@@ -51,15 +51,15 @@ def stages(recipe):
     """All stages in order. recipe: name of a run and flags of train.py, or []."""
     checks = re.findall(r"^def (check_\w+)\(device\)", (ROOT / "tests" / "test_fused_triton.py").read_text(), re.M)
     yield Stage("machine", ours("machine"), 20)
+    for dtype in ("bf16", "float32"):
+        yield Stage(f"profile {dtype}", ours("profile", dtype), 60)
+    yield Stage("benchmark", benchmark_command(), 100, environment={"SJ_LIF_CUDA_IMPLEMENTATION": "triton"})
     for check in checks:
         command = [sys.executable, "tests/test_fused_triton.py", DEVICE, check]
         yield Stage(f"tests {check}", command, 60, lambda result: passed(*result.values()), timed=False)
     deterministic = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     yield Stage("graph", ours("graph"), 60, lambda result: result["verdict"], environment=deterministic, timed=False)
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # else what lies behind a tensor is PyTorch's own memory
-    for dtype in ("bf16", "float32"):
-        yield Stage(f"profile {dtype}", ours("profile", dtype), 60)
-    yield Stage("benchmark", benchmark_command(), 100, environment={"SJ_LIF_CUDA_IMPLEMENTATION": "triton"})
     for tool in ("memcheck", "racecheck"):
         yield Stage(f"sanitizer {tool}", ours("sanitizer", tool), 90, lambda r: r["verdict"], environment=uncached)
     if recipe:

@@ -7,10 +7,10 @@
 #
 # Stages, in this order; each leaves a file when it is done, and is not run again:
 #   machine     the two ceilings: a large copy, a large bf16 matrix product
-#   tests       the Triton passes against the C++ passes and the plain loop (tests/test_fused_triton.py, which is a script)
-#   graph       8 eager training steps against 8 of which most are one CUDA graph: the same bits
 #   profile     time of every pass of every layer beside the bytes and operations it needs; sizes of tiles to choose from
 #   benchmark   benchmarks/benchmark.py at batch 256: the authors' code, SpikingJelly by its Triton kernels, ours
+#   tests       the Triton passes against the C++ passes and the plain loop (tests/test_fused_triton.py, which is a script)
+#   graph       8 eager training steps against 8 of which most are one CUDA graph: the same bits
 #   sanitizer   compute-sanitizer's memcheck and racecheck over every kernel at a tiny size, where the tool is installed
 #   recipe      the published CIFAR-10 training, one seed, stopped and resumed at the end of each call
 #

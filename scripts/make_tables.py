@@ -72,6 +72,7 @@ OPTIMIZER = ("optimizer", "lr", "lr_schedule", "warmup_epochs", "momentum", "wei
 OPTIMIZER += ("precise_bn",)  # statistics of its own for testing
 MACHINE = ("seed", "device", "engine", "save_memory", "cuda_graph", "deterministic", "amp", "config", "run_dir")
 MINI, BNS = "cifar10_mini_vgg9", ("bn", "bn_averaged")
+HYBRIDS = "hybrid", "hybrid_scratch"
 MINI_TABLES = {1: (*BNS, "none"), 4: (*BNS, "tdbn", "tebn", "plif_bn"), 5: ("ln",)}
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
 FEW = 1000  # test images: an accuracy on fewer has the interval that so few give
@@ -241,6 +242,11 @@ def orderings(found):
         if told:
             verdict = "; ".join(f"{key} {', '.join(names)}" for key, names in verdicts.items())
             lines.append(f"Table {number}, BNTT ahead: BNTT minus {', '.join(told)}: {verdict}.\n")
+    start, scratch = ({run["seed"]: run["test_acc"] for run in found.get(f"{MINI}_{name}", [])} for name in HYBRIDS)
+    if pair := paired(start, scratch):
+        mean, half, n = pair
+        told = f"{mean:+.2f} ({f'{mean - half:+.2f} to {mean + half:+.2f}, ' if half else ''}n = {n})"
+        lines.append(f"Hybrid training from a converted net minus the same net from scratch, equal in images: {told}.\n")
     return "\n".join([*lines, mini_limits(found[MINI][0])]) if lines else ""
 
 

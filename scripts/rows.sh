@@ -119,6 +119,7 @@ compare() { # the name of BNTT's runs, a technique, a config, more flags: the sa
         run "${name}_hybrid" --config "${config%.yaml}_hybrid.yaml" \
             --init_from "$results/${name}_conversion/seed{seed}/best.pth.tar" "$@"
         ;;
+    hybrid_scratch) run "${name}_hybrid_scratch" --config "${config%.yaml}_hybrid.yaml" --lr 0.001 "$@" ;; # Adam's own rate
     *) run "${name}_$technique" --config "$config" --norm "$technique" "$@" ;;
     esac
 }
@@ -142,7 +143,7 @@ cifar() { # cifar10 or cifar100, a technique, more flags
     mini-cifar100) name+=_mini_vgg11 config=configs/mini/cifar100_vgg11.yaml ;;
     esac
     case $budget-$technique in
-    full-* | *-ann | *-conversion | *-hybrid) ;;
+    full-* | *-ann | *-conversion | *-hybrid*) ;;
     *) set -- --lr "$(rate "$technique")" "$@" ;;
     esac
     case $budget-$technique in

@@ -138,6 +138,8 @@ def test_every_row_that_is_named_trains_its_technique(rows, place, script):
         assert len(flags) == len(named)
         for name, row in zip(named, flags, strict=True):
             told = technique[row.get("norm"), row.get("neuron")] if row.get("arch") != "vgg9_ann" else "ann"
+            if told == "hybrid" and not row["init_from"]:
+                told = "hybrid_scratch"
             if told == "bn" and row["precise_bn"] and row["dataset"] != "smnist":  # where all rows are tested so
                 told = "bn_averaged"
             assert name.endswith(told)
@@ -195,7 +197,7 @@ def test_the_mini_rows_of_cifar_are_one_protocol(rows):
         told = [flags[k] for k in ("encoding", "num_steps", "num_epochs", "limit_train", "limit_test", "augment")]
         steps = 1 if flags["arch"] == "vgg9_ann" else 16 if flags["neuron"] == "learnt_lif" else 4
         assert told == ["direct", steps, 10, 10_000, None, True]
-    assert len(rows) == 9 + 11 + 2
+    assert len(rows) == 10 + 11 + 2
 
 
 # ---- Mistakes --------------------------------------------------------------------------------------
