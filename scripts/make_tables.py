@@ -246,7 +246,7 @@ def orderings(found):
     if pair := paired(start, scratch):
         mean, half, n = pair
         told = f"{mean:+.2f} ({f'{mean - half:+.2f} to {mean + half:+.2f}, ' if half else ''}n = {n})"
-        lines.append(f"Hybrid training from a converted net minus the same net from scratch, equal in images: {told}.\n")
+        lines.append(f"Hybrid training from a converted net minus that net from scratch, on as many images: {told}.\n")
     return "\n".join([*lines, mini_limits(found[MINI][0])]) if lines else ""
 
 
