@@ -119,7 +119,7 @@ def flags_of(command, where):
 
 
 def read_run(folder):
-    """A run's result.json and, under further keys, its config, command, amp, exit (or {}), spikes (or None)."""
+    """A run's result.json and, under further keys, its config, command, amp, log, exit (or {}), spikes (or None)."""
     run = read(folder / "result.json", keys=RESULT)
     run["config"] = read(folder / "config.yaml", yaml.safe_load, BOTH | {"num_epochs": COUNT})
     command = read(folder / "environment.json", keys={"command": str})["command"]
@@ -133,7 +133,7 @@ def read_run(folder):
     agree(folder, ("num_steps", "count"), "result.json", run, "early_exit.json", run["exit"])
     log = read(log, lambda text: [json.loads(line) for line in text.splitlines()]) if log.exists() else []
     best = {line.get("epoch"): line for line in log}.get(run["epoch"], {})
-    return run | {"spikes": best.get("spikes_per_image"), "last": log[-1] if log else {}}
+    return run | {"spikes": best.get("spikes_per_image"), "last": log[-1] if log else {}, "log": log}
 
 
 def read_runs(results):

@@ -1,7 +1,13 @@
-"""scripts/make_claims.py: what it makes of runs, against numbers worked out by hand."""
+"""scripts/make_claims.py and its claim_*.py: what they make of runs, against numbers worked out by hand."""
 
+import itertools
 import json
+import math
+import re
 
+import claim_gammas
+import claim_gradients
+import claim_pairs
 import make_claims
 import pytest
 import torch
@@ -9,8 +15,18 @@ import yaml
 from conftest import ROOT, call
 from make_tables import flags_of
 
+import exits
+
 NET = "train.py --dataset cifar10 --arch vgg9 --num_steps 4 --num_epochs 2 --batch_size 10"
+OPEN = "cannot be told at this scale"
 FALLING = {"conv1": [0.9, 0.8, 0.4], "fc1": [0.5, 0.6, 0.6, 0.9, 0.4, 0.5]}  # late / middle 0.5 and 0.45 / 0.75 = 0.6
+SWEEP = [  # after steps 1 and 2 no gamma is above 0.9 and 0.4
+    {"exit_step": 1, "acc": 10.0, "threshold_above": 0.9, "threshold_up_to": None},
+    {"exit_step": 2, "acc": 20.0, "threshold_above": 0.4, "threshold_up_to": 0.9},
+    {"exit_step": 4, "acc": 40.0, "threshold_above": 0.0, "threshold_up_to": 0.4},
+]
+
+LATER = [SWEEP[2], {"exit_step": 3, "acc": 30.0, "threshold_above": 0.4, "threshold_up_to": None}]
 
 
 class Place:
@@ -18,19 +34,22 @@ class Place:
         self.results = folder / "claims"
         self.results.mkdir()
 
-    def run(self, name, seed, acc=50.0, flags="", gammas=None):
+    def run(self, name, seed, acc=50.0, flags="", gammas=None, norms=(), sweep=SWEEP):
         folder = self.results / name / f"seed{seed}"
         folder.mkdir(parents=True)
         command = f"{NET} {flags}"
         config = flags_of(command, folder) | {"seed": seed}
         result = {k: config[k] for k in ("dataset", "arch", "norm", "num_steps", "seed")}
         result |= {"test_acc": acc, "count": 100, "epoch": 2, "train_images": 50}
-        exits = {"gamma_threshold": 0.1, "exit_step": 4, "num_steps": 4, "acc_exit": acc, "count": 100}
+        found = {"gamma_threshold": 0.1, "exit_step": 4, "num_steps": 4, "acc_exit": acc, "count": 100}
         (folder / "result.json").write_text(json.dumps(result))
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         (folder / "environment.json").write_text(json.dumps({"command": f"{command} --seed {seed}"}))
         if gammas:
-            (folder / "early_exit.json").write_text(json.dumps(exits | {"mean_gamma": gammas}))
+            found |= {"mean_gamma": gammas, "acc_by_steps": [10.0, 20.0, 30.0, 40.0], "sweep": sweep}
+            (folder / "early_exit.json").write_text(json.dumps(found))
+        lines = [{"epoch": i, "gradient_norm": norm} for i, norm in enumerate(norms, 1)]
+        (folder / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
     def rows(self, page="claims.md", head="in the paper"):
         outcome = call(make_claims.main, "--results", self.results)
@@ -48,9 +67,9 @@ def place(tmp_path):
 @pytest.mark.parametrize(
     ("theirs", "seen", "verdict"),
     [
-        ([40.0, 41.0], "+10.00 (+10.00 to +10.00)", "holds"),
-        ([60.0, 61.0], "-10.00 (-10.00 to -10.00)", "does not"),
-        ([49.0, 52.0], "+0.00 (-12.71 to +12.71)", "cannot be told at this scale"),
+        ([40.0, 41.0], "+10.00 (+10.00 to +10.00)", "holds, in 2 seeds"),
+        ([60.0, 61.0], "-10.00 (-10.00 to -10.00)", "does not hold, in 2 seeds"),
+        ([49.0, 52.0], "+0.00 (-12.71 to +12.71)", OPEN),
     ],
 )
 def test_a_claim_that_one_is_better_is_judged_by_the_interval_of_the_difference(place, theirs, seen, verdict):
@@ -59,28 +78,28 @@ def test_a_claim_that_one_is_better_is_judged_by_the_interval_of_the_difference(
         place.run("bn", seed, other, "--norm bn")
     (row,) = place.rows()
     assert row[1] == "BNTT is better than one BN for all time-steps"
-    assert (row[2].split(": ")[1], row[3:]) == (seen, ["2", verdict])
+    assert (row[2].split(": ")[1], row[3:]) == (f"[{seen}](claims/pairs.png)", ["2", verdict])
 
 
 def test_one_seed_tells_nothing(place):
     place.run("base", 0, 90.0)
     place.run("none", 0, 10.0, "--norm none")
     (row,) = place.rows()
-    assert row[2:] == ["[base](claims/base) - [none](claims/none): +80.00", "1", "cannot be told at this scale"]
+    assert row[2:] == ["[base](claims/base) - [none](claims/none): [+80.00](claims/pairs.png)", "1", OPEN]
 
 
 def test_decay_alone_is_what_sgd_makes_of_a_gamma_without_gradient(place):
     place.run(
         "gamma_3.05", 0, flags="--lr 0.2 --gamma_weight_decay 0.05 --momentum 0.8 --lr_schedule cosine", gammas=FALLING
     )
-    (run,) = make_claims.read_runs(place.results)["gamma_3.05"]
+    (run,) = make_claims.read_claims(place.results)["gamma_3.05"]
     gamma = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
     optimizer = torch.optim.SGD([gamma], lr=0.2, momentum=0.8, weight_decay=0.05)
     for step in range(10):  # 2 epochs of 5
         optimizer.param_groups[0]["lr"] = 0.2 if step < 5 else 0.1
         gamma.grad = torch.zeros_like(gamma)
         optimizer.step()
-    assert make_claims.decayed(run) == pytest.approx(gamma.item(), rel=1e-12)
+    assert claim_gammas.decayed(run) == pytest.approx(gamma.item(), rel=1e-12)
 
 
 def test_the_fall_of_gamma_is_its_last_third_over_its_middle_third_in_the_mean_of_layers(place):
@@ -88,15 +107,16 @@ def test_the_fall_of_gamma_is_its_last_third_over_its_middle_third_in_the_mean_o
         place.run("gamma_0", seed, flags="--gamma_weight_decay 0", gammas=FALLING)
     (row,) = place.rows()
     assert row[2].endswith("without weight decay on gammas: 0.550 (0.550 to 0.550)")
-    assert row[3:] == ["2", "holds"]
+    assert row[3:] == ["2", "holds, in 2 seeds"]
     rows = place.rows("claims/gamma.md", "exponent")
-    assert rows[0][:6] == ["0", "0", "1", "0.583 to 0.700", "0.500 to 0.600", "50.00"]
-    assert (place.results / "gamma.png").stat().st_size > 1000
+    # fc1: mean 3.5 / 6, late / peak 0.45 / 0.9; conv1: mean 2.1 / 3, late / peak 0.4 / 0.9
+    expected = ["0", "0", "1", "0.583 to 0.700", "0.4 to 0.9", "0.500 to 0.600", "0.444 to 0.500", "50.00", "4: 50.00"]
+    assert rows[0] == expected
 
 
 @pytest.mark.parametrize(
     ("late", "verdict"),
-    [([0.9, 0.91], "does not"), ([0.7, 0.9], "cannot be told at this scale"), ([0.6, 0.61], "holds")],
+    [([0.9, 0.91], "does not hold, in 2 seeds"), ([0.7, 0.9], OPEN), ([0.6, 0.61], "holds, in 2 seeds")],
 )
 def test_gammas_that_rise_late_speak_against_the_exit_and_noise_for_nothing(place, late, verdict):
     for seed, last in enumerate(late):
@@ -106,7 +126,7 @@ def test_gammas_that_rise_late_speak_against_the_exit_and_noise_for_nothing(plac
 
 def test_steps_that_training_cannot_reach_do_not_count(place):
     gammas = [1.0, 0.8, 0.8, 0.4, 1.0, 1.0, 1.0]
-    assert make_claims.late_over_middle({"conv1": gammas}) == {"conv1": 0.5}
+    assert claim_gammas.late_over_middle({"conv1": gammas}) == {"conv1": 0.5}
     for seed in (0, 1):
         for name in ("gamma_0", "fire_first"):
             place.run(
@@ -146,9 +166,9 @@ def test_averaged_statistics_are_compared_with_averaged_ones(place):
         (place.results / f"base/seed{seed}/averaged.json").write_text('{"top1": 51.0}')
         (place.results / f"bn/seed{seed}/averaged.json").write_text('{"top1": 49.5}')
     stored, averaged = place.rows()
-    assert stored[2].endswith(": +10.00 (+10.00 to +10.00)")
-    assert averaged[1] == "the same, both tested with averaged statistics"
-    assert averaged[2].endswith(": +1.50 (+1.50 to +1.50)")
+    assert "[+10.00 (+10.00 to +10.00)]" in stored[2]
+    assert averaged[1] == "the same, both with averaged statistics"
+    assert "[+1.50 (+1.50 to +1.50)]" in averaged[2]
 
 
 def test_the_setting_is_that_of_the_runs(place):
@@ -173,13 +193,19 @@ def test_the_delay_of_peaks_is_compared_between_the_orders(place):
     ]
 
 
-def test_accuracy_stands_by_encoding_and_steps(place):
+def test_accuracy_stands_by_norm_input_and_steps(place):
     place.run("T4", 0, 40.0)
     place.run("T4", 1, 42.0)
-    place.run("direct_T6", 0, 60.0, "--encoding direct --num_steps 6")
-    rows = place.rows(head="encoding")
-    assert rows[0] == ["Poisson, ternary", "41.00 ± 1.41", "-", "-", "-"]
-    assert rows[2] == ["direct", "-", "60.00", "-", "-"]
+    place.run("direct_T25", 0, 60.0, "--encoding direct --num_steps 25")
+    place.run("bn_T100", 0, 50.0, "--norm bn --num_steps 100")
+    (place.results / "bn_T100/seed0/averaged.json").write_text('{"top1": 55.0}')
+    assert place.rows(head="norm, input") == [
+        ["BNTT, Poisson, ternary", "41.00 ± 1.41 (n = 2)", "-", "-"],
+        ["BNTT, direct", "-", "60.00 (n = 1)", "-"],
+        ["one BN, stored statistics", "-", "-", "50.00 (n = 1)"],
+        ["one BN, averaged statistics", "-", "-", "55.00 (n = 1)"],
+    ]
+    assert "claims/steps.png" in (place.results.parent / "claims.md").read_text()
 
 
 def test_the_pages_of_our_own_runs_are_up_to_date():
@@ -199,7 +225,7 @@ def test_folding_makes_three_lines(place):
         "[absolute mu over sigma]: 0.05 to 0.60, by layer",
         "[accuracy] -3.00 (-4.00 to -2.00); spikes of a layer that differ: 40 to 40 %",
     ]
-    assert [row[3:] for row in rows] == [["1 net, 1,000 images", "does not"]] * 3
+    assert [row[3:] for row in rows] == [["1 net, 1,000 images", "does not hold, in one net"]] * 3
 
 
 def test_robustness_is_told_of_the_worst_attack_and_judged_beside_the_net_without_spikes(place):
@@ -216,9 +242,191 @@ def test_robustness_is_told_of_the_worst_attack_and_judged_beside_the_net_withou
         "BNTT, 25 Poisson steps, is more robust than no spikes: FGSM, 8/255",
         f"[bntt_T25 - ann](claims/robustness.md): +30.00 ({30 - half:+.2f} to {30 + half:+.2f})",
     ]
-    assert row[3:] == ["1 net, 100 images", "holds"]
+    assert row[3:] == ["1 net, 100 images", "holds, in one net"]
     assert place.rows("claims/robustness.md", "images") == [
         ["as they are", "90.0 (n = 1,000)", "90.0 (n = 1,000)"],
         ["noise, sigma 0.1", "10.0 (n = 1,000)", "-"],
         ["FGSM, 8/255", "10.0 (n = 100)", "40.0 (n = 100)"],
     ]
+
+
+# ---- Gammas --------------------------------------------------------------------------------------
+
+
+def test_gammas_are_set_beside_what_decay_alone_makes_of_them(place):
+    flags = "--lr 0.1 --gamma_weight_decay 1 --momentum 0 --lr_schedule cosine"
+    place.run("gamma_18.3", 0, flags=flags, gammas={"conv1": [0.9, 0.6, 0.3]})
+    alone = 0.9**5 * 0.95**5  # 2 epochs of 5 steps
+    (row,) = place.rows("claims/gamma.md", "exponent")
+    assert (row[2], row[4]) == (f"{alone:.3g}", f"{0.3 / alone:.3g} to {0.9 / alone:.3g}")
+
+
+def test_the_ratios_of_gamma_stand_by_layer_and_decay(place):
+    for seed, last in enumerate((0.4, 0.2)):
+        place.run("gamma_0", seed, flags="--gamma_weight_decay 0", gammas={"conv1": [0.8, 0.5, last]})
+    assert place.rows("claims/gamma.md", "ratio") == [
+        ["late / middle", "0", "2", "0.600 ± 0.283"],  # 0.8, 0.4
+        ["late / peak", "0", "2", "0.375 ± 0.177"],  # 0.5, 0.25
+    ]
+
+
+def test_late_over_peak_is_one_for_gammas_that_are_alike_and_below_for_an_early_peak():
+    gammas = {"alike": [0.5] * 6, "early": [1.2, 0.6, 0.6, 0.6, 0.6, 0.6], "late": [0.3, 0.3, 0.3, 0.3, 0.5, 0.3]}
+    assert claim_gammas.late_over_peak(gammas) == pytest.approx({"alike": 1.0, "early": 0.5, "late": 0.8})
+
+
+@pytest.mark.parametrize(
+    ("late", "verdict"), [([0.7, 0.71], "holds, in 2 seeds"), ([0.1, 0.11], "does not hold, in 2 seeds")]
+)
+def test_decay_that_lowers_late_over_peak_deepens_the_fall(place, late, verdict):
+    for seed, last in enumerate(late):
+        place.run("gamma_0", seed, flags="--gamma_weight_decay 0", gammas={"conv1": [0.9, 0.8, 0.36]})
+        place.run("gamma_18.3", seed, flags="--gamma_weight_decay 0.1", gammas={"conv1": [0.05, 0.1, last / 10]})
+    row = next(row for row in place.rows() if "does not deepen" in row[1])
+    mean, half = sum(late) / 2 - 0.4, 12.706 * 0.005  # deviation 0.01 / sqrt(2)
+    told = f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})"
+    assert row[2] == f"[late / peak](claims/gamma.md) {mean + 0.4:.3f} with it, 0.400 without: {told}"
+    assert row[3:] == ["2", verdict]
+
+
+def test_exits_stand_by_threshold_and_by_exit_step(place):
+    for seed in (0, 1):
+        place.run("gamma_0", seed, flags="--gamma_weight_decay 0", gammas=FALLING, sweep=LATER if seed else SWEEP)
+    by_threshold = dict(place.rows("claims/gamma.md", "threshold"))
+    assert by_threshold["0.3"] == "4, 4: 40.00 ± 0.00"
+    assert by_threshold["0.7"] == "2, 3: 25.00 ± 7.07"
+    assert by_threshold["1"] == "1, 3: 20.00 ± 14.14"
+    assert place.rows("claims/gamma.md", "exit step") == [
+        ["1", "10.00 (above 0.9000)", "-"],
+        ["2", "20.00 (above 0.4000, up to 0.9000)", "-"],
+        ["3", "-", "30.00 (above 0.4000)"],
+        ["4", "40.00 (above 0.0000, up to 0.4000)", "40.00 (above 0.0000, up to 0.4000)"],
+    ]
+
+
+def test_the_exit_at_a_threshold_is_that_of_the_rule():
+    gammas = torch.tensor([[0.9, 0.5, 0.4, 0.2], [0.8, 0.9, 0.3, 0.1]], dtype=torch.float64)
+    sweep = [
+        {"exit_step": step, "threshold_above": low, "threshold_up_to": None if math.isinf(high) else high}
+        for step, (low, high) in exits.sweep_thresholds(gammas).items()
+    ]
+    thresholds = (0.05, 0.2, 0.3, 0.4, 0.41, 0.9, 1.0)
+    found = [claim_gammas.exit_at({"exit": {"sweep": sweep}}, threshold)["exit_step"] for threshold in thresholds]
+    assert found == [exits.exit_step(gammas, threshold) for threshold in thresholds]
+
+
+def test_steps_that_kept_a_gamma_of_one_are_counted_at_both_ends(place):
+    gammas = {"conv1": [0.9, 0.8, 1.0, 1.0], "fc1": [1.0, 0.8, 0.7, 1.0], "fc2": [1.0, 1.0, 1.0, 1.0]}
+    place.run("fire_first", 0, flags="--spike_order fire_first", gammas=gammas)
+    place.run("gamma_0", 0, flags="--gamma_weight_decay 0", gammas=dict.fromkeys(gammas, [0.9, 1.0, 0.8, 0.7]))
+    assert place.rows("claims/order.md", "order | first / last, seed")[1:] == [
+        ["fire first", "0", "0 / 2", "1 / 1", "0 / 4"]
+    ]
+
+
+# ---- Gradients -----------------------------------------------------------------------------------
+
+
+STEADY = [{"conv1": [1.0, 0.1], "fc1": [10.0, 2.0]}, {"conv1": [3.0, 0.3], "fc1": [10.0, 4.0]}]  # 0.1, 0.3; 2, 10
+SHAKY = [{"conv1": [1.0, 0.4], "fc1": [100.0, 30.0]}] * 2  # 0.4, 0.3; 1, 100
+
+
+def gradients(place, name, seeds=(0, 1), norms=SHAKY):
+    for seed in seeds:
+        place.run(name, seed, flags="" if name == "base" else f"--norm {name}", norms=norms)
+
+
+def row_of(place, words):
+    return next(row for row in place.rows() if words in row[1])
+
+
+def test_gradients_are_compared_by_the_ratio_of_their_relative_deviations(place):
+    gradients(place, "base", norms=STEADY)
+    gradients(place, "bn")
+    row = row_of(place, "gradients vary less from step to step with BNTT than with one BN")
+    assert row[2].endswith(": 0.50 (0.50 to 0.50)")  # of the layers 1/4 and 1
+    assert row[3:] == ["2", "holds, in 2 seeds"]
+
+
+def test_the_interval_of_the_ratio_is_that_of_its_logarithm(place):
+    gradients(place, "none")
+    for seed, factor in ((0, 1.0), (1, 1.1)):
+        norms = {layer: [mean, factor * deviation] for layer, (mean, deviation) in SHAKY[0].items()}
+        gradients(place, "base", [seed], [norms])
+    row = row_of(place, "from step to step with BNTT than without normalisation")
+    mean, half = math.log(1.1) / 2, 12.706 * math.log(1.1) / 2  # logarithms 0 and log 1.1
+    told = [f"{math.exp(x):.2f}" for x in (mean, mean - half, mean + half)]
+    assert row[2].endswith(": {} ({} to {})".format(*told))
+    assert row[4] == OPEN
+
+
+def test_the_sizes_of_layers_are_compared_in_powers_of_ten(place):
+    gradients(place, "base", norms=STEADY)
+    gradients(place, "bn")
+    row = row_of(place, "gradients of layers differ less in size with BNTT than with one BN")
+    expected = f"{math.log10(10 / 2) - 2:+.2f}"
+    assert row[2].endswith(f": {expected} ({expected} to {expected})")
+    assert row[4] == "holds, in 2 seeds"
+
+
+def test_the_page_of_gradients_tells_each_layer_in_the_mean_of_epochs(place):
+    gradients(place, "base", norms=STEADY)
+    gradients(place, "bn")
+    assert place.rows("claims/gradients.md", "norm | n | conv1 | fc1 | layers") == [
+        ["BNTT", "2", "0.10 ± 0.00", "0.30 ± 0.00", f"{0.03**0.5:.2f} ± 0.00"],
+        ["one BN", "2", "0.40 ± 0.00", "0.30 ± 0.00", f"{0.12**0.5:.2f} ± 0.00"],
+    ]
+    assert place.rows("claims/gradients.md", "norm | n | conv1 | fc1 | decades") == [
+        ["BNTT", "2", "2 ± 0", "10 ± 0", "0.70 ± 0.00"],
+        ["one BN", "2", "1 ± 0", "1e+02 ± 0", "2.00 ± 0.00"],
+    ]
+
+
+def test_a_layer_or_epoch_without_a_gradient_does_not_count():
+    epochs = [{"conv1": [0.0, 0.0], "fc1": pair} for pair in ([2.0, 1.0], [0.0, 0.0], [math.nan, None])]
+    run = {"log": [*({"gradient_norm": epoch} for epoch in epochs), {"epoch": 4}]}
+    assert (claim_gradients.unsteadiness(run), claim_gradients.sizes(run)) == ({"fc1": 0.5}, {"fc1": 2.0})
+    whole = {"log": [{"gradient_norm": {"conv1": [1.0, 1.0], "fc1": [1.0, 0.25]}}]}
+    assert claim_gradients.log_ratio(whole, run) == pytest.approx(math.log(0.5))
+
+
+def test_without_norms_of_gradients_nothing_is_said_of_them(place):
+    place.run("base", 0)
+    place.run("bn", 0, flags="--norm bn", norms=SHAKY)
+    assert not any("gradients" in row[1] for row in place.rows())
+    assert not (place.results / "gradients.md").exists()
+
+
+# ---- The page ------------------------------------------------------------------------------------
+
+
+def test_the_page_counts_its_lines_of_few_seeds(place):
+    for seed in range(3):
+        place.run("base", seed)
+        place.run("bn", seed, 40.0, "--norm bn")
+    place.run("none", 0, 10.0, "--norm none")
+    assert [row[3:] for row in place.rows()] == [["3", "holds"], ["1", OPEN]]
+    assert "In 1 of the 2 lines n is below 3" in (place.results.parent / "claims.md").read_text()
+
+
+def test_each_line_leads_to_a_figure_or_to_a_page_that_has_one(place):
+    for seed in (0, 1):
+        place.run("gamma_0", seed, flags="--gamma_weight_decay 0", gammas=FALLING)
+        place.run("gamma_18.3", seed, flags="--gamma_weight_decay 0.01", gammas=FALLING)
+        place.run("fire_first", seed, flags="--spike_order fire_first", gammas=FALLING)
+    gradients(place, "base")
+    gradients(place, "bn")
+    rows = place.rows()
+    assert len(rows) == 7
+    for row in rows:
+        found = [place.results.parent / link for link in re.findall(r"\]\(([^)]+)\)", row[2])]
+        for path in [path for path in found if path.suffix == ".md"]:
+            found += [path.parent / link for link in re.findall(r"!\[.*?\]\((.*?)\)", path.read_text())]
+        assert any(path.suffix == ".png" and path.stat().st_size > 1000 for path in found), row
+
+
+def test_no_two_pairs_are_the_same_and_the_same_words_follow_what_they_mean():
+    compared = [pair[2:] for pair in claim_pairs.PAIRS]
+    assert len(set(compared)) == len(compared)
+    for before, pair in itertools.pairwise(claim_pairs.PAIRS):
+        assert pair.text.startswith("the same") == (pair[2:4] == before[2:4])

@@ -444,5 +444,6 @@ def test_claims_run_from_start_to_end(place):
     outcome = place.run("claims", "--rows", "gamma_0", "bn", "--seeds", "0", tiny=tiny)
     assert outcome.code == 0, outcome.err
     assert "without weight decay on gammas" in (place.results / "claims.md").read_text()
-    assert {path.name for path in (place.results / "claims").glob("*.*")} == {"gamma.md", "gamma.png"}
+    written = {path.name for path in (place.results / "claims").glob("*.*")}
+    assert written == {"gamma.md", "gamma.png", "gamma_exits.png", "steps.png"}
     assert "top1" in json.loads((place.results / "claims" / "bn" / "seed0" / "averaged.json").read_text())

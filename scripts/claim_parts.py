@@ -1,0 +1,91 @@
+"""What the claim_*.py share: a claim as a line of the table, its verdict, words and figures."""
+
+import contextlib
+import math
+import statistics
+from collections.abc import Callable
+from typing import NamedTuple
+
+import matplotlib.style
+from make_tables import student
+from matplotlib.figure import Figure
+
+from figures import DPI, STYLE, WIDTH
+from runs import write_atomically
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told at this scale"
+FEW_SEEDS = 3  # a line of fewer says so
+
+
+class Claim(NamedTuple):
+    """A line of the table of claims."""
+
+    where: str  # in the paper; "-" where it does not say so
+    text: str
+    seen: str  # with a link to a figure, or to a page that has one
+    n: int  # seeds
+    verdict: str
+    images: int | None = None  # that one net was tested on, where the interval is over images
+
+    def cells(self):
+        few = self.n < FEW_SEEDS and self.verdict != OPEN
+        of = ("one net" if self.n == 1 else f"{self.n} seeds") if few else ""
+        n = f"1 net, {self.images:,} images" if self.images else str(self.n)
+        return [self.where, self.text, self.seen, n, self.verdict + (f", in {of}" if of else "")]
+
+
+class Page(NamedTuple):
+    """A page below results/claims/: its text, or None where its runs are not there, and what draws its figures."""
+
+    name: str
+    text: str | None
+    figures: dict[str, Callable] = {}  # {file name: draw(path)}
+
+
+def verdict(mean, half):
+    """Of a number that a claim wants above 0, and half its interval; None of one value."""
+    if half is None or not abs(mean) > half:  # nor of nan
+        return OPEN
+    return HOLDS if mean > 0 else FAILS
+
+
+def interval(mean, half, form="+.2f", of=lambda x: x):
+    """'mean (low to high)', each as `of` turns it."""
+    low_high = f" ({of(mean - half):{form}} to {of(mean + half):{form}})" if half is not None else ""
+    return f"{of(mean):{form}}{low_high}"
+
+
+def spread(values, form=".3f"):
+    """'least to most'"""
+    return f"{min(values):{form}} to {max(values):{form}}"
+
+
+def mean_and_half(values):
+    return statistics.mean(values), student(values)
+
+
+def log_mean(values):
+    return math.exp(statistics.mean(map(math.log, values)))
+
+
+def by_seed(found, name, key="test_acc"):
+    """{seed: number} of the runs of a row that have it."""
+    return {run["seed"]: run[key] for run in found.get(name, []) if key in run}
+
+
+def setting(run):
+    """What a run was, in words."""
+    config = run["config"]
+    size = f" at {config['img_size']}x{config['img_size']}" if config.get("img_size") else ""
+    told = [f"{config['arch']}, {config['dataset']}{size}", f"{config['encoding']}, T = {config['num_steps']}"]
+    told += [f"{run['train_images']:,} training images, {config['num_epochs']} epochs", f"{run['count']:,} test images"]
+    return ", ".join(told)
+
+
+@contextlib.contextmanager
+def drawn(path, height, width=WIDTH):
+    """An empty figure, so many inches high and as wide as a page, written to `path` as a PNG at the end."""
+    with matplotlib.style.context(["default", STYLE]):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        write_atomically(path, lambda file: figure.savefig(file, dpi=DPI, format="png"))
