@@ -47,19 +47,15 @@ def thirds(values):
 
 
 def late_over_middle(gammas):
-    """{layer: mean gamma of the last third of its steps over that of the middle third}; nan without three steps."""
+    """{layer: mean gamma of the last third of its steps over that of the middle third}; layers of under 3 steps are out."""
     parts = {layer: thirds(values) for layer, values in gammas.items()}
-    ratio = lambda middle, late: statistics.mean(late) / statistics.mean(middle) if late else math.nan  # noqa: E731
-    return {layer: ratio(*part) for layer, part in parts.items()}
+    return {layer: statistics.mean(late) / statistics.mean(middle) for layer, (middle, late) in parts.items() if late}
 
 
 def late_over_peak(gammas):
-    """{layer: mean gamma of the last third of its steps over the largest of any step}; nan without three steps."""
-    found = {}
-    for layer, values in gammas.items():
-        late = thirds(values)[1]
-        found[layer] = statistics.mean(late) / max(touched(values).values()) if late else math.nan
-    return found
+    """{layer: mean gamma of the last third of its steps over the largest of any step}; layers of under 3 steps are out."""
+    parts = {layer: (thirds(values)[1], touched(values).values()) for layer, values in gammas.items()}
+    return {layer: statistics.mean(late) / max(every) for layer, (late, every) in parts.items() if late}
 
 
 RATIOS = {"late / middle": late_over_middle, "late / peak": late_over_peak}
@@ -67,7 +63,8 @@ RATIOS = {"late / middle": late_over_middle, "late / peak": late_over_peak}
 
 def over_layers(found, name, ratio):
     """{seed: mean over layers of a ratio} of a row's runs."""
-    return {run["seed"]: statistics.mean(ratio(gamma_of(run)).values()) for run in found.get(name, [])}
+    ratios = {run["seed"]: ratio(gamma_of(run)).values() for run in found.get(name, [])}
+    return {seed: statistics.mean(values) for seed, values in ratios.items() if values}
 
 
 def claims(found):
@@ -113,8 +110,9 @@ def layer_rows(kept):
     layers, rows = list(gamma_of(next(iter(kept.values()))[0])), []
     for (head, ratio), (name, runs) in itertools.product(RATIOS.items(), kept.items()):
         found = [ratio(gamma_of(run)) for run in runs]
-        cells = [mean_and_deviation([values[layer] for values in found], ".3f") for layer in layers]
-        rows.append([head, f"{DECAYS[name]:g}", str(len(runs)), *cells])
+        cells = [[values[layer] for values in found if layer in values] for layer in layers]
+        told = [mean_and_deviation(cell, ".3f") if cell else "-" for cell in cells]
+        rows.append([head, f"{DECAYS[name]:g}", str(len(runs)), *told])
     return table(["ratio", "exponent of decay", "n", *layers], rows)
 
 

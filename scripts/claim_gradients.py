@@ -17,7 +17,7 @@ OTHERS = {"bn": "with one BN", "none": "without normalisation"}
 
 def norms_of(run):
     """The run's `norms`; {} where its log has none."""
-    epochs = [line["gradient_norm"] for line in run["log"] if "gradient_norm" in line]
+    epochs = [line["gradient_norm"] for line in run["log"] if line.get("gradient_norm")]
     return {layer: [epoch[layer] for epoch in epochs] for layer in (epochs[0] if epochs else ())}
 
 
@@ -50,10 +50,14 @@ def measured(found):
 
 
 def log_ratio(run, other):
-    """Mean over the layers that have a gradient in both of log(unsteadiness of one over that of the other)."""
+    """Mean over layers of log(unsteadiness of one over that of the other); None where no layer has one in both."""
     ours, theirs = unsteadiness(run), unsteadiness(other)
     layers = [layer for layer in ours if theirs.get(layer, 0) > 0 and ours[layer] > 0]
-    return statistics.mean(math.log(ours[layer] / theirs[layer]) for layer in layers) if layers else math.nan
+    return statistics.mean(math.log(ours[layer] / theirs[layer]) for layer in layers) if layers else None
+
+
+def factor(log):
+    return math.exp(min(log, 700.0))  # what a float can hold
 
 
 def claims(found):
@@ -61,14 +65,15 @@ def claims(found):
     kept = {name: {run["seed"]: run for run in runs} for name, runs in measured(found).items()}
     told = []
     for name in [name for name in OTHERS if name in kept and "base" in kept]:
-        seeds = kept["base"].keys() & kept[name].keys()
-        logs = {seed: log_ratio(kept["base"][seed], kept[name][seed]) for seed in seeds}
-        if pair := paired(logs, dict.fromkeys(seeds, 0.0)):
+        pairs = {seed: (kept["base"][seed], kept[name][seed]) for seed in kept["base"].keys() & kept[name].keys()}
+        logs = {seed: log for seed, pair in pairs.items() if (log := log_ratio(*pair)) is not None}
+        if pair := paired(logs, dict.fromkeys(logs, 0.0)):
             mean, half, n = pair
             seen = f"[deviation / mean of a layer's gradient, base / {name}](claims/gradients.md): "
             text = f"gradients vary less from step to step with BNTT than {OTHERS[name]}"
-            told.append(Claim("1, 4.2", text, seen + interval(mean, half, ".2f", math.exp), n, verdict(-mean, half)))
-            mean, half, n = paired(*({seed: decades(kept[row][seed]) for seed in seeds} for row in ("base", name)))
+            told.append(Claim("1, 4.2", text, seen + interval(mean, half, ".3g", factor), n, verdict(-mean, half)))
+        if pair := paired(*({seed: decades(pair[i]) for seed, pair in pairs.items()} for i in (0, 1))):
+            mean, half, n = pair
             seen = f"[powers of ten from the smallest layer to the largest, base - {name}](claims/gradients.md): "
             text = f"gradients of layers differ less in size with BNTT than {OTHERS[name]}"
             told.append(Claim("1, 4.2", text, seen + interval(mean, half), n, verdict(-mean, half)))
@@ -96,8 +101,8 @@ def page(found):
     text = f"""# Are gradients stabler with BNTT?
 
 At each step of training: the L2 norm of the gradient of a layer's weights. Over the steps of an epoch it has a mean and
-a standard deviation. Rows differ in their norm alone: data and learning rate are the same. Mean ± deviation
-over n seeds.
+a standard deviation. Rows differ in their norm alone: data and learning rate are the same. Mean ± deviation over n
+seeds.
 
 From step to step: deviation / mean in an epoch, mean over epochs. Last, the geometric mean of the layers.
 
@@ -144,4 +149,4 @@ def draw(kept, path):
         below.legend(loc="outside upper center", ncols=len(kept))
         right.set_xticks(range(len(kept)), kept)
         right.set(title="log10 largest / smallest layer", xlim=(-0.6, len(kept) - 0.4))
-        right.set_ylim(0, 1.1 * right.dataLim.y1)
+        right.set_ylim(0, max(0.1, 1.1 * right.dataLim.y1))

@@ -68,7 +68,7 @@ cannot reach keep a gamma of 1 and do not count.
 First / last steps whose gammas kept a mean of exactly 1. Firing first, nothing has come yet at the first ones, and the
 gradient is 0; what the last ones let through can no longer reach the output, and there is no gradient at all (`None`).
 
-{table(["order", "first / last, seed", *layers], kept_at_1)}
+{table(["steps kept at 1", "seed", *layers], kept_at_1)}
 What this can show: whether peaks move with the order. What it cannot: firing first moves the steps that training can
 reach by one a layer, so that a layer whose first such step is its peak comes one step later by construction; a step
 of little gradient stays near 1 and may be the peak; peaks of a flat line are chance.

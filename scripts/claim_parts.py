@@ -57,7 +57,7 @@ def interval(mean, half, form="+.2f", of=lambda x: x):
 
 def spread(values, form=".3f"):
     """'least to most'"""
-    return f"{min(values):{form}} to {max(values):{form}}"
+    return f"{min(values):{form}} to {max(values):{form}}" if values else "-"
 
 
 def mean_and_half(values):
@@ -65,7 +65,8 @@ def mean_and_half(values):
 
 
 def log_mean(values):
-    return math.exp(statistics.mean(map(math.log, values)))
+    """Geometric mean; 0 where one of them is 0."""
+    return math.exp(statistics.mean(map(math.log, values))) if all(values) else 0.0
 
 
 def by_seed(found, name, key="test_acc"):

@@ -319,9 +319,7 @@ def test_steps_that_kept_a_gamma_of_one_are_counted_at_both_ends(place):
     gammas = {"conv1": [0.9, 0.8, 1.0, 1.0], "fc1": [1.0, 0.8, 0.7, 1.0], "fc2": [1.0, 1.0, 1.0, 1.0]}
     place.run("fire_first", 0, flags="--spike_order fire_first", gammas=gammas)
     place.run("gamma_0", 0, flags="--gamma_weight_decay 0", gammas=dict.fromkeys(gammas, [0.9, 1.0, 0.8, 0.7]))
-    assert place.rows("claims/order.md", "order | first / last, seed")[1:] == [
-        ["fire first", "0", "0 / 2", "1 / 1", "0 / 4"]
-    ]
+    assert place.rows("claims/order.md", "steps kept at 1")[1:] == [["fire first", "0", "0 / 2", "1 / 1", "0 / 4"]]
 
 
 # ---- Gradients -----------------------------------------------------------------------------------
@@ -344,7 +342,7 @@ def test_gradients_are_compared_by_the_ratio_of_their_relative_deviations(place)
     gradients(place, "base", norms=STEADY)
     gradients(place, "bn")
     row = row_of(place, "gradients vary less from step to step with BNTT than with one BN")
-    assert row[2].endswith(": 0.50 (0.50 to 0.50)")  # of the layers 1/4 and 1
+    assert row[2].endswith(": 0.5 (0.5 to 0.5)")  # of the layers 1/4 and 1
     assert row[3:] == ["2", "holds, in 2 seeds"]
 
 
@@ -355,7 +353,7 @@ def test_the_interval_of_the_ratio_is_that_of_its_logarithm(place):
         gradients(place, "base", [seed], [norms])
     row = row_of(place, "from step to step with BNTT than without normalisation")
     mean, half = math.log(1.1) / 2, 12.706 * math.log(1.1) / 2  # logarithms 0 and log 1.1
-    told = [f"{math.exp(x):.2f}" for x in (mean, mean - half, mean + half)]
+    told = [f"{math.exp(x):.3g}" for x in (mean, mean - half, mean + half)]
     assert row[2].endswith(": {} ({} to {})".format(*told))
     assert row[4] == OPEN
 
@@ -388,6 +386,19 @@ def test_a_layer_or_epoch_without_a_gradient_does_not_count():
     assert (claim_gradients.unsteadiness(run), claim_gradients.sizes(run)) == ({"fc1": 0.5}, {"fc1": 2.0})
     whole = {"log": [{"gradient_norm": {"conv1": [1.0, 1.0], "fc1": [1.0, 0.25]}}]}
     assert claim_gradients.log_ratio(whole, run) == pytest.approx(math.log(0.5))
+
+
+def test_gradients_that_do_not_vary_at_all_tell_no_ratio(place):
+    gradients(place, "base", norms=[{"conv1": [1.0, 0.0]}])
+    gradients(place, "bn", norms=[{"conv1": [1.0, 0.5]}])
+    assert not any("from step to step" in row[1] for row in place.rows())
+
+
+def test_gammas_of_two_steps_have_no_ratio(place):
+    for seed in (0, 1):
+        place.run("gamma_0", seed, flags="--gamma_weight_decay 0", gammas={"conv1": [0.9, 0.8]})
+    assert place.rows("claims/gamma.md", "ratio") == [["late / middle", "0", "2", "-"], ["late / peak", "0", "2", "-"]]
+    assert place.rows() == []
 
 
 def test_without_norms_of_gradients_nothing_is_said_of_them(place):
