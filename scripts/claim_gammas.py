@@ -47,13 +47,13 @@ def thirds(values):
 
 
 def late_over_middle(gammas):
-    """{layer: mean gamma of the last third of its steps over that of the middle third}; layers of under 3 steps are out."""
+    """{layer: mean gamma of the last third of its steps over that of the middle third}, of layers of three steps on."""
     parts = {layer: thirds(values) for layer, values in gammas.items()}
     return {layer: statistics.mean(late) / statistics.mean(middle) for layer, (middle, late) in parts.items() if late}
 
 
 def late_over_peak(gammas):
-    """{layer: mean gamma of the last third of its steps over the largest of any step}; layers of under 3 steps are out."""
+    """{layer: mean gamma of the last third of its steps over the largest of any step}, of layers of three steps on."""
     parts = {layer: (thirds(values)[1], touched(values).values()) for layer, values in gammas.items()}
     return {layer: statistics.mean(late) / max(every) for layer, (late, every) in parts.items() if late}
 
