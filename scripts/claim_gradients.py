@@ -17,8 +17,10 @@ OTHERS = {"bn": "with one BN", "none": "without normalisation"}
 
 def norms_of(run):
     """The run's `norms`; {} where its log has none."""
-    epochs = [line["gradient_norm"] for line in run["log"] if line.get("gradient_norm")]
-    return {layer: [epoch[layer] for epoch in epochs] for layer in (epochs[0] if epochs else ())}
+    epochs = [line for line in run["log"] if line.get("gradient_norm")]
+    keys = "gradient_norm", "gradient_deviation"
+    layers = epochs[0]["gradient_norm"] if epochs else ()
+    return {layer: [tuple(epoch[key][layer] for key in keys) for epoch in epochs] for layer in layers}
 
 
 def counted(run):

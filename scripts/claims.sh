@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Claims of the paper put to the test on CIFAR-10 at 16x16, and what results/claims.md says of them. Both budgets are the same.
 #
-#   DATA=data/cifar10 bash scripts/claims.sh --rows gamma_0 gamma_3 gamma_18
+#   DATA=data/cifar10 bash scripts/claims.sh --rows gamma_0 gamma_3.05 gamma_18.3
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seeds="0 1 2"
@@ -10,7 +10,7 @@ results=${RESULTS:-results}/claims
 pages() { python scripts/make_claims.py --results "$results"; }
 # gamma_E: weight decay shrinks a gamma without gradient by exp(-E): 0, 3.05 (the published command), 18.3 (the paper's text)
 rows="gamma_0 gamma_3.05 gamma_18.3 fire_first base hard_reset alpha_0.1 alpha_1 beta dropout_0.2 tet logits_sum none bn"
-rows+=" T4 T6 T25 T50 T100 direct_T4 direct_T6 direct_T12 direct_T25 binary_T4 binary_T6 binary_T12 binary_T25"
+rows+=" T4 T6 T10 T25 T50 T100 direct_T4 direct_T6 direct_T12 direct_T25 binary_T4 binary_T6 binary_T12 binary_T25"
 rows+=" bn_T10 bn_T25 bn_T50 bn_T100"
 
 recipe() {

@@ -29,6 +29,14 @@ SWEEP = [  # after steps 1 and 2 no gamma is above 0.9 and 0.4
 LATER = [SWEEP[2], {"exit_step": 3, "acc": 30.0, "threshold_above": 0.4, "threshold_up_to": None}]
 
 
+KEYS = "norm", "deviation"
+
+
+def as_logged(norms):
+    """What train.py logs of {layer: [mean, deviation]}."""
+    return {f"gradient_{key}": {layer: pair[i] for layer, pair in norms.items()} for i, key in enumerate(KEYS)}
+
+
 class Place:
     def __init__(self, folder):
         self.results = folder / "claims"
@@ -48,7 +56,7 @@ class Place:
         if gammas:
             found |= {"mean_gamma": gammas, "acc_by_steps": [10.0, 20.0, 30.0, 40.0], "sweep": sweep}
             (folder / "early_exit.json").write_text(json.dumps(found))
-        lines = [{"epoch": i, "gradient_norm": norm} for i, norm in enumerate(norms, 1)]
+        lines = [{"epoch": i, **as_logged(norm)} for i, norm in enumerate(norms, 1)]
         (folder / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
     def rows(self, page="claims.md", head="in the paper"):
@@ -382,9 +390,9 @@ def test_the_page_of_gradients_tells_each_layer_in_the_mean_of_epochs(place):
 
 def test_a_layer_or_epoch_without_a_gradient_does_not_count():
     epochs = [{"conv1": [0.0, 0.0], "fc1": pair} for pair in ([2.0, 1.0], [0.0, 0.0], [math.nan, None])]
-    run = {"log": [*({"gradient_norm": epoch} for epoch in epochs), {"epoch": 4}]}
+    run = {"log": [*map(as_logged, epochs), {"epoch": 4}]}
     assert (claim_gradients.unsteadiness(run), claim_gradients.sizes(run)) == ({"fc1": 0.5}, {"fc1": 2.0})
-    whole = {"log": [{"gradient_norm": {"conv1": [1.0, 1.0], "fc1": [1.0, 0.25]}}]}
+    whole = {"log": [as_logged({"conv1": [1.0, 1.0], "fc1": [1.0, 0.25]})]}
     assert claim_gradients.log_ratio(whole, run) == pytest.approx(math.log(0.5))
 
 
