@@ -147,7 +147,10 @@ cifar() { # cifar10 or cifar100, a technique, more flags
     *) set -- --lr "$(rate "$technique")" "$@" ;;
     esac
     case $budget-$technique in
-    full-conversion) convert "${name}_ann" "${name}_conversion" --num_steps 1000 --data_dir "$dir" --limit_test 5000 ;;
+    full-conversion)
+        convert "${name}_ann" "${name}_conversion" --num_steps 1000 --encoding direct --percentile 99.99 \
+            --limit_test 5000 --data_dir "$dir"
+        ;;
     mini-conversion)
         convert "${name}_ann" "${name}_conversion" --num_steps 256 --encoding direct --percentile 99.9 \
             --limit_test 1000 --data_dir "$dir"
