@@ -567,7 +567,7 @@ def first_layer(batch, T, size, dtype):
     g = F.linear(x, w)
     times["columns made"] = milliseconds(lambda: make(images))
     times["forward, columns"] = milliseconds(lambda: F.linear(x, w))
-    flat, each = ([v.view(shape) for v in (g, x)] for shape in ((-1, g.shape[-1]), (T * batch, size**2, -1)))
+    flat, each = [v.flatten(0, 3) for v in (g, x)], [v.flatten(2, 3).flatten(0, 1) for v in (g, x)]
     times["weight gradient, columns, one product"] = milliseconds(lambda: flat[0].t() @ flat[1])
     times["weight gradient, columns, image by image"] = milliseconds(lambda: torch.bmm(each[0].mT, each[1]).sum(0))
     return times
