@@ -9,20 +9,21 @@ seeds="0 1 2"
 results=${RESULTS:-results}/claims
 pages() { python scripts/make_claims.py --results "$results"; }
 # gamma_E: weight decay shrinks a gamma without gradient by exp(-E): 0, 3.05 (the published command), 18.3 (the paper's text)
-rows="gamma_0 gamma_3.05 gamma_18.3 fire_first base hard_reset alpha_0.1 alpha_1 beta dropout_0.2 tet logits_sum none bn"
+rows="gamma_0 gamma_3.05 gamma_18.3 fire_first fire_first_3.05 base hard_reset alpha_0.1 alpha_1 beta dropout_0.2 tet logits_sum none bn"
 rows+=" T4 T6 T10 T25 T50 T100 direct_T4 direct_T6 direct_T12 direct_T25 binary_T4 binary_T6 binary_T12 binary_T25"
 rows+=" bn_T10 bn_T25 bn_T50 bn_T100"
 
 recipe() {
     local flags=(--config configs/claims/base.yaml)
     case $1 in
-    gamma_* | fire_first) flags=(--config configs/claims/gamma.yaml) ;;
+    gamma_* | fire_first*) flags=(--config configs/claims/gamma.yaml) ;;
     esac
     case $1 in
     gamma_0) flags+=(--gamma_weight_decay 0) ;;
     gamma_3.05) flags+=(--gamma_weight_decay 0.0021786) ;; # 3.05 (1 - momentum) / the sum of the learning rates, 140
     gamma_18.3) flags+=(--gamma_weight_decay 0.0130714) ;;
     fire_first) flags+=(--spike_order fire_first) ;;
+    fire_first_3.05) flags+=(--spike_order fire_first --gamma_weight_decay 0.0021786) ;;
     hard_reset | alpha_* | dropout_*) flags+=(--neuron "$1") ;;
     beta) flags+=(--norm bntt_beta) ;;
     tet) flags+=(--loss tet) ;;
