@@ -284,6 +284,9 @@ def ours(runs, link):
     if (count := runs[0]["count"]) < FEW:
         low, high = wilson(statistics.mean(run["test_acc"] for run in runs), count)
         text += f"<br>{count} images: {low:.1f} to {high:.1f}"
+    if "ann_acc" in runs[0]:
+        lost = ", ".join(f"{run['difference']:+.2f} ± {run['half_interval']:.2f}" for run in runs)
+        text += f"<br>minus the net without spikes, on {count:,} images: {lost}"
     if exits:
         steps, thresholds = [x["exit_step"] for x in exits], {x["gamma_threshold"] for x in exits}
         exited = f"exit at {mean_and_deviation(steps, '.4g')}: {mean_and_deviation([x['acc_exit'] for x in exits])}"

@@ -165,6 +165,7 @@ def test_runs_of_another_protocol_and_of_bntt_itself_are_not_compared(place, fla
 
 
 METHODS = ["--neuron plif", "--norm none --lr 0.2", "--spike_order fire_first", "--norm bn --num_workers 0"]
+METHODS += ["--norm bn --precise_bn 50"]
 
 
 @pytest.mark.parametrize("flags", METHODS)
@@ -172,6 +173,22 @@ def test_another_norm_neuron_or_order_is_another_method_with_a_learning_rate_of_
     place.run()
     place.run("other", command=f"{COMMAND} {flags}")
     assert [row[:2] for row in rows_of(place, "BNTT")] == [["[run](run)", "[other](other)"]]
+
+
+def test_a_converted_net_is_set_beside_its_ann(place):
+    place.run(ann_acc=91.0, difference=-1.0, half_interval=0.25, count=5000)
+    assert place.cells()[3].endswith("<br>minus the net without spikes, on 5,000 images: -1.00 ± 0.25")
+
+
+def test_a_hybrid_start_is_compared_with_training_from_scratch(place):
+    for seed, hybrid, scratch in ((0, 60.0, 50.0), (1, 62.0, 51.0)):  # a difference of 10.5, deviation sqrt(0.5)
+        place.run("cifar10_mini_vgg9", seed)
+        for name, accuracy in (("hybrid", hybrid), ("hybrid_scratch", scratch)):
+            command = f"{COMMAND} --norm none --neuron learnt_lif"
+            place.run(f"cifar10_mini_vgg9_{name}", seed, command=command, test_acc=accuracy)
+    assert place.call().code == 0
+    told = "that net from scratch, on as many images: +10.50 (+4.15 to +16.85, n = 2)."
+    assert told in (place.results / "README.md").read_text()
 
 
 def test_few_images_have_the_interval_of_wilson(place):
