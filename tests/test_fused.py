@@ -1,5 +1,6 @@
 """The fused engine against the plain time loop of model.py: equal, for everything the nets can be."""
 
+import contextlib
 import copy
 import pickle
 import sys
@@ -226,6 +227,26 @@ def test_the_first_layer_by_columns_is_the_convolution(monkeypatch, memory, imag
     assert bool(made) != images_too
     if images_too:
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-9)
+
+
+def test_columns_are_for_few_channels_in_16_bit_on_a_gpu():
+    few, many, linear = torch.nn.Conv2d(3, 64, 3), torch.nn.Conv2d(4, 64, 3), torch.nn.Linear(9, 4)
+    assert engine.by_columns("cuda", torch.bfloat16, few)
+    others = [("cpu", torch.bfloat16, few), ("cuda", torch.float32, few)]
+    others += [("cuda", torch.bfloat16, synapse) for synapse in (many, linear)]
+    assert not any(engine.by_columns(*other) for other in others)
+
+
+def test_a_step_that_cannot_be_a_graph_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: contextlib.nullcontext())
+
+    def step(images, labels):
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    words = "asks something of the GPU, so it cannot be a graph: operation not permitted when stream is capturing"
+    with pytest.raises(fused.NoGraph, match=words):
+        fused.GraphedStep(step, warm=0)(torch.zeros(2), torch.zeros(2))
 
 
 def test_one_step():
