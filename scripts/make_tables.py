@@ -62,7 +62,7 @@ Held out: {}. Recipes are chosen by them, never by test images.
 # What makes a run a run of the paper's row; and what changes no number but by rounding, and may differ between seeds.
 ROW = ("dataset", "arch", "norm", "num_steps", "encoding", "spike_order", "dvs_split", "limit_train", "limit_test")
 FREE = re.compile(
-    r" --(resume|overwrite|deterministic|data_on_device|cuda_graph|(run_dir|out|seed|data_dir|num_workers|device|"
+    r" --(resume|overwrite|deterministic|data_on_device|cuda_graph|(run_dir|seed|data_dir|num_workers|device|"
     r"engine|save_memory|save_every|train_display_freq|test_display_freq)[ =]('[^']*'|\S+))(?= |$)"
 )
 OTHER_RUN = re.compile(r"\S*?([^/\s]+)/seed\d+/best\.pth\.tar")  # that a run started from
@@ -104,7 +104,8 @@ def agree(where, keys, name, values, other_name, others):
 
 def plain(command):
     """A command without what changes no number and what differs between seeds."""
-    return "python " + OTHER_RUN.sub(r"results/\1/seed0/best.pth.tar", FREE.sub("", command))
+    command = re.sub(r" --out \S+", " --out runs/converted", FREE.sub("", command))
+    return "python " + OTHER_RUN.sub(r"results/\1/seed0/best.pth.tar", command)
 
 
 def flags_of(command, where):

@@ -335,7 +335,7 @@ BENCHMARKS, SPEED = ROOT / "results" / "benchmarks", ROOT / "docs" / "speed.md"
     [
         (README, "## Equal", "cpu_vgg9_T25_B16.json"),
         (SPEED, "### On two CPU cores", "cpu_vgg9_T25_B16.json"),
-        (SPEED, "### On a GPU", "h200/cuda_vgg9_T25_B256.json"),
+        (SPEED, "### On a GPU", "h200_second/cuda_vgg9_T25_B256.json"),
     ],
 )
 def test_the_times_are_those_of_the_record(page, below, file):
@@ -354,16 +354,21 @@ def test_the_times_are_those_of_the_record(page, below, file):
             assert faster == ("1" if name == "authors" else f"{ratio['median']:.2f}{brackets}")
 
 
-def test_the_times_of_a_gpu_in_the_readme_are_those_of_the_record():
-    record = json.loads((BENCHMARKS / "h200" / "cuda_vgg9_T25_B256.json").read_text())
-    text = " ".join(README.read_text(encoding="utf-8").split())
-    for name, words in (("authors", "the authors' code takes {} ms"), ("ours-fused-bf16-graph", "ours {} ms")):
-        time, memory = record["times"]["train"][name]["median"], record["peak_mb"][name] / 1000
-        assert f"{words.format(f'{time:.3f}')} an image and {memory:.1f} GB" in text
-    ratios = (
-        record["speedups"]["train"][name]["authors"]["median"] for name in ("ours-fused-bf16-graph", "ours-fused")
+def test_the_times_of_a_gpu_in_the_readme_are_those_of_the_records():
+    """That of the authors' code is of the machine that had nothing else to do: docs/speed.md says why."""
+    before, now = (
+        json.loads((BENCHMARKS / name / "cuda_vgg9_T25_B256.json").read_text()) for name in ("h200", "h200_second")
     )
-    assert "{:.2f} times as fast; in float32 {:.2f} times".format(*ratios) in text
+    text, times = " ".join(README.read_text(encoding="utf-8").split()), {}
+    for name, record, words in (
+        ("authors", before, "the authors' code takes {} ms an image and {} GB"),
+        ("ours-fused-bf16-graph", now, "ours {} ms an image and {} GB"),
+        ("ours-fused", now, ""),
+    ):
+        times[name] = record["times"]["train"][name]["median"]
+        assert words.format(f"{times[name]:.3f}", f"{record['peak_mb'][name] / 1000:.1f}") in text
+    ratios = (f"{times['authors'] / times[name]:.1f}" for name in ("ours-fused-bf16-graph", "ours-fused"))
+    assert "{} times as fast; in float32 {} (".format(*ratios) in text
 
 
 def test_the_passes_on_a_gpu_are_those_of_the_record():
