@@ -1,4 +1,4 @@
-"""Is the late fall of gamma learnt, or is it weight decay? From nets trained under three weight decays on gamma alone.
+"""Is the late fall of gamma learnt, or is it weight decay? From nets trained under several weight decays of gamma.
 
 gammas: {layer: [mean gamma of its channels at each time-step]}, as early_exit.json has them.
 """
@@ -7,27 +7,47 @@ import itertools
 import math
 import statistics
 
-from claim_parts import Claim, Page, drawn, interval, mean_and_half, setting, spread, verdict
-from make_tables import mean_and_deviation, paired, table
+from claim_parts import FAILS, HOLDS, OPEN, interval, judged, mean_and_half, verdict
+from make_tables import flags_of, paired
 
-from figures import colours, legend, line, per_layer, time_axis, ylabel
 from utill import learning_rate
 
-DECAYS = {"gamma_0": 0.0, "gamma_3.05": 3.05, "gamma_18.3": 18.3}
-THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+ROWS = "gamma_0", "gamma_3.05", "gamma_18.3", "published_gamma_0", "published"
+NETS = {  # {row: what its nets are}
+    "gamma_0": "without weight decay on gammas",
+    "gamma_3.05": "with the published command's weight decay on gammas (exponent 3.05)",
+    "gamma_18.3": "with the paper's weight decay on gammas (exponent 18.3)",
+}
+PUBLISHED = flags_of("train.py --config configs/cifar10_vgg9.yaml", "the published command")
+RULE = 0.1  # the threshold of the paper's early exit
 
 
 def gamma_of(run):
     return run["exit"]["mean_gamma"]
 
 
+def steps_of(run):
+    """Steps of SGD in one of the run's epochs."""
+    return run["train_images"] // run["config"]["batch_size"]
+
+
+def rates(run):
+    """The learning rate of each step of a run."""
+    config, steps = run["config"], steps_of(run)
+    schedule = config["lr_schedule"], config.get("warmup_epochs", 0.0)
+    for epoch, step in itertools.product(range(config["num_epochs"]), range(steps)):
+        yield learning_rate(config["lr"], epoch, config["num_epochs"], *schedule, step, steps)
+
+
+def exponent(run):
+    """Sum of learning rates times the weight decay on gamma, over 1 - momentum."""
+    return sum(rates(run)) * run["config"]["gamma_weight_decay"] / (1 - run["config"]["momentum"])
+
+
 def decayed(run):
     """What weight decay alone makes of a gamma of 1 in this run: SGD with momentum, step by step."""
     config, gamma, velocity = run["config"], 1.0, 0.0
-    steps = run["train_images"] // config["batch_size"]
-    schedule = config["lr_schedule"], config.get("warmup_epochs", 0.0)
-    for epoch, step in itertools.product(range(config["num_epochs"]), range(steps)):
-        lr = learning_rate(config["lr"], epoch, config["num_epochs"], *schedule, step, steps)
+    for lr in rates(run):
         velocity = config["momentum"] * velocity + config["gamma_weight_decay"] * gamma
         gamma -= lr * velocity
     return gamma
@@ -67,55 +87,6 @@ def over_layers(found, name, ratio):
     return {seed: statistics.mean(values) for seed, values in ratios.items() if values}
 
 
-def claims(found):
-    """That gammas fall without decay, and that decay does not deepen their fall."""
-    told = []
-    if ratios := [*over_layers(found, "gamma_0", late_over_middle).values()]:
-        mean, half = mean_and_half(ratios)
-        seen = f"[late / middle](claims/gamma.md) without weight decay on gammas: {interval(mean, half, '.3f')}"
-        text = "gammas fall late, by training"
-        told.append(Claim("3.4, figs. 4, 6", text, seen, len(ratios), verdict(1 - mean, half)))
-    with_decay, without = (over_layers(found, name, late_over_peak) for name in ("gamma_18.3", "gamma_0"))
-    if pair := paired(with_decay, without):
-        mean, half, n = pair
-        both = (statistics.mean(row[seed] for seed in row.keys() & other.keys())
-                for row, other in ((with_decay, without), (without, with_decay)))  # fmt: skip
-        seen = "[late / peak](claims/gamma.md) {:.3f} with it, {:.3f} without: ".format(*both)
-        text = "the paper's weight decay on gammas (exponent 18.3) does not deepen their fall"
-        told.append(Claim("3.4, figs. 4, 6", text, seen + interval(mean, half, "+.3f"), n, verdict(mean, half)))
-    return told
-
-
-# ---- The page ------------------------------------------------------------------------------------
-
-
-def run_rows(kept):
-    """A row a run: what is left of gammas, the two ratios, accuracy."""
-    rows = []
-    for name, runs in kept.items():
-        for run in runs:
-            gammas, alone = gamma_of(run), decayed(run)
-            means = [statistics.mean(values) for values in gammas.values()]
-            every = [value / alone for value in itertools.chain(*gammas.values())]
-            told = [f"{alone:.3g}", spread(means), spread(every, ".3g")]
-            told += [spread(ratio(gammas).values()) for ratio in RATIOS.values()]
-            told += [f"{run['test_acc']:.2f}", f"{run['exit']['exit_step']}: {run['exit']['acc_exit']:.2f}"]
-            rows.append([f"{DECAYS[name]:g}", str(run["seed"]), *told])
-    heads = ["exponent", "seed", "decay alone", "mean gamma, layers", "gamma / decay alone, layers and steps"]
-    return table([*heads, *(f"{ratio}, layers" for ratio in RATIOS), "accuracy, %", "exit at 0.1: %"], rows)
-
-
-def layer_rows(kept):
-    """A row a ratio and decay: the ratio of each layer, over seeds."""
-    layers, rows = list(gamma_of(next(iter(kept.values()))[0])), []
-    for (head, ratio), (name, runs) in itertools.product(RATIOS.items(), kept.items()):
-        found = [ratio(gamma_of(run)) for run in runs]
-        cells = [[values[layer] for values in found if layer in values] for layer in layers]
-        told = [mean_and_deviation(cell, ".3f") if cell else "-" for cell in cells]
-        rows.append([head, f"{DECAYS[name]:g}", str(len(runs)), *told])
-    return table(["ratio", "exponent of decay", "n", *layers], rows)
-
-
 def exit_at(run, threshold):
     """The point of the run's sweep that is the exit at this threshold."""
     return next(
@@ -125,110 +96,56 @@ def exit_at(run, threshold):
     )
 
 
-def threshold_rows(kept):
-    """A row a threshold: the exit steps of each decay's runs, and accuracy there."""
-    rows = []
-    for threshold in THRESHOLDS:
-        points = [[exit_at(run, threshold) for run in runs] for runs in kept.values()]
-        steps = [", ".join(str(point["exit_step"]) for point in row) for row in points]
-        accuracies = [mean_and_deviation([point["acc"] for point in row]) for row in points]
-        rows.append([f"{threshold:g}", *(f"{step}: {acc}" for step, acc in zip(steps, accuracies, strict=True))])
-    return table(["threshold", *(f"exit steps: accuracy, exponent {DECAYS[name]:g}" for name in kept)], rows)
+# ---- Claims --------------------------------------------------------------------------------------
 
 
-def exit_rows(runs):
-    """A row an exit step that some threshold yields: by seed the accuracy there, and between which thresholds."""
-    sweeps = [{point["exit_step"]: point for point in run["exit"]["sweep"]} for run in runs]
-
-    def told(point):
-        high = f"up to {point['threshold_up_to']:.4f}" if point["threshold_up_to"] is not None else ""
-        return f"{point['acc']:.2f} (above {point['threshold_above']:.4f}{f', {high}' if high else ''})"
-
-    rows = [[str(step), *(told(sweep[step]) if step in sweep else "-" for sweep in sweeps)]
-            for step in sorted(set().union(*sweeps))]  # fmt: skip
-    return table(["exit step", *(f"seed {run['seed']}" for run in runs)], rows)
+def tell_fall(kept):
+    """Gammas fall late if late / middle is below 1."""
+    if not (ratios := [*over_layers(kept, "gamma_0", late_over_middle).values()]):
+        return None
+    mean, half = mean_and_half(ratios)
+    seen = f"[late / middle](claims/gamma.md) without weight decay on gammas: {interval(mean, half, '.3f')}"
+    return seen, len(ratios), verdict(1 - mean, half)
 
 
-def page(found):
-    kept = {name: found[name] for name in DECAYS if name in found}
-    if not kept:
-        return Page("gamma.md", None)
-    exits = [f"Exponent {DECAYS[name]:g}:\n\n{exit_rows(runs)}\n" for name, runs in kept.items()]
-    first = next(iter(kept.values()))[0]
-    text = f"""# Is the late fall of gamma learnt, or is it weight decay?
-
-The early exit is read off gammas that fall late (paper, 3.4). Weight decay shrinks every gamma that has no gradient
-alike, by about exp(-exponent); the exponent is the sum of learning rates times decay over 1 - momentum: 0 below is no
-decay, 3.05 that of the published command, 18.3 that of the paper's text. "Decay alone" is what the run's own steps of
-SGD make of such a gamma, the same at each time-step.
-
-{run_rows(kept)}
-late / middle: mean gamma of the last third of the steps over that of the middle third; late / peak: over the largest
-mean gamma of any step. Each is 1 where decay is all there is.
-
-{layer_rows(kept)}
-![Mean gamma of each layer against time-steps, and decay alone](gamma.png)
-
-What these numbers can and cannot show:
-
-- Without decay only the gradient of the loss moves a gamma: late / middle below 1 is then a fall that was learnt. It
-  may still be too small for an exit, and a mean over layers can hide layers that rise; each is above.
-- late / peak is never above 1, and below 1 for any gammas that are not all alike, those that fall early too. By itself
-  it shows no late fall; what can be read is how it differs between exponents.
-- Without decay, a step of little gradient stays near 1 and may be the peak. Decay takes that peak away, and late / peak
-  rises for this reason too. Where it falls instead, decay deepens the fall, by steps that have less gradient.
-- A gamma above "decay alone" is held up by the gradient of the loss; how much of a fall each of the two makes cannot be
-  told apart within one run, as each changes the other.
-- A factor common to all gammas of a layer changes neither ratio, but does change which threshold exits where: an exit
-  at 0.1 that decay brings about is no sign that late steps matter less.
-- Training is short: gammas that need longer to fall are not seen.
-
-# Exits
-
-Exit steps of the seeds, in order, at some thresholds, and mean accuracy there, %.
-
-{threshold_rows(kept)}
-Every exit that some threshold gives: accuracy, %, and the thresholds.
-
-{"".join(exits)}![Accuracy at each exit, by exponent](gamma_exits.png)
-
-Lines: accuracy after so many steps, whatever gammas say; marks: the exits that some threshold gives.
-
-{setting(first)}. Command: `{first["command"]}`, with `--gamma_weight_decay` as `scripts/claims.sh` has it.
-"""
-    figures = {"gamma.png": lambda path: draw(kept, path), "gamma_exits.png": lambda path: draw_exits(kept, path)}
-    return Page("gamma.md", text, figures)
+def tell_deeper(kept, name):
+    """The decay of a row does not deepen the fall if late / peak is not below that without decay."""
+    with_decay, without = (over_layers(kept, row, late_over_peak) for row in (name, "gamma_0"))
+    if not (pair := paired(with_decay, without)):
+        return None
+    mean, half, n = pair
+    both = (statistics.mean(row[seed] for seed in row.keys() & other.keys())
+            for row, other in ((with_decay, without), (without, with_decay)))  # fmt: skip
+    seen = "[late / peak](claims/gamma.md) {:.3f} with it, {:.3f} without: ".format(*both)
+    return seen + interval(mean, half, "+.3f"), n, verdict(mean, half)
 
 
-def draw(kept, path):
-    """Mean gammas of each layer of each decay's first run, and decay alone."""
-    with drawn(path, 2.9) as figure:
-        axes = figure.subplots(1, len(kept), squeeze=False, sharey=True)
-        for axis, (name, runs) in zip(axes[0], kept.items(), strict=True):
-            gammas, alone = gamma_of(runs[0]), decayed(runs[0])
-            per_layer(axis, gammas, list(gammas))
-            axis.axhline(alone, color="black", linestyle="--", label="decay alone")
-            axis.set_title(f"exponent {DECAYS[name]:g}, seed {runs[0]['seed']}\ndecay alone: {alone:.2g}")
-            time_axis(axis, len(next(iter(gammas.values()))))
-            ylabel(axis, "mean gamma")
-        axes[0][0].set_ylim(min(0, axes[0][0].get_ylim()[0]))
-        legend(axes)
+def tell_exit(kept, name):
+    """The rule exits early if it does in each net."""
+    runs = kept[name]
+    points, T = [exit_at(run, RULE) for run in runs], runs[0]["num_steps"]
+    seen = f"[exit steps](claims/gamma.md) {exit_steps(points)} of {T}"
+    if name != "gamma_0":
+        lost = [point["acc"] - run["test_acc"] for point, run in zip(points, runs, strict=True)]
+        seen += f"; accuracy there minus that of all steps: {interval(*mean_and_half(lost))}"
+    early = HOLDS if all(point["exit_step"] < T for point in points) else FAILS
+    return seen, len(runs), early if len(runs) > 1 else OPEN
 
 
-def draw_exits(kept, path):
-    """Accuracy against exit step, a panel a seed."""
-    seeds = sorted({run["seed"] for runs in kept.values() for run in runs})
-    with drawn(path, 2.7) as figure:
-        axes = figure.subplots(1, len(seeds), squeeze=False, sharey=True)
-        for axis, seed in zip(axes[0], seeds, strict=True):
-            for k, (name, runs) in enumerate(kept.items()):
-                for run in [run for run in runs if run["seed"] == seed]:
-                    curve, palette = run["exit"]["acc_by_steps"], colours(len(kept))
-                    axis.plot(range(1, len(curve) + 1), curve, color=palette[k], linewidth=0.8)
-                    at = {point["exit_step"]: point["acc"] for point in run["exit"]["sweep"]}
-                    line(axis, [*at], [*at.values()], k, palette, linestyle="", markevery=1,
-                         label=f"exponent {DECAYS[name]:g}")  # fmt: skip
-                    time_axis(axis, len(curve), "exit step")
-            axis.set_title(f"seed {seed}")
-            ylabel(axis, "accuracy, %")
-        legend(axes, "upper center")
+def exit_steps(points):
+    return ", ".join(str(point["exit_step"]) for point in points)
+
+
+def claims(found):
+    """That gammas fall without decay, that decay does not deepen their fall, and that the rule exits."""
+    rows, where = lambda *names: {name: NETS[name] for name in names}, "3.4, figs. 4, 6"  # noqa: E731
+    told = judged(found, rows("gamma_0"), "gamma.md", where, "gammas fall late, by training", tell_fall)
+    for name in ("gamma_3.05", "gamma_18.3"):
+        text = f"{NETS[name].removeprefix('with ')} does not deepen their fall"
+        tell = lambda kept, name=name: tell_deeper(kept, name)  # noqa: E731
+        told += judged(found, rows(name, "gamma_0"), "gamma.md", where, text, tell)
+    for name in ("gamma_0", "gamma_3.05"):
+        text = f"the gamma rule at {RULE:g} exits before T, {NETS[name]}"
+        tell = lambda kept, name=name: tell_exit(kept, name)  # noqa: E731
+        told += judged(found, rows(name), "gamma.md", "3.4", text, tell)
+    return told

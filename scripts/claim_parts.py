@@ -11,10 +11,12 @@ from make_tables import student
 from matplotlib.figure import Figure
 
 from figures import DPI, STYLE, WIDTH
+from image_data import CIFAR_CLASSES
 from runs import write_atomically
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told at this scale"
 FEW_SEEDS = 3  # a line of fewer says so
+CLASSES = 10  # of data sets but CIFAR: no file of a run tells how many there are
 
 
 class Claim(NamedTuple):
@@ -40,6 +42,45 @@ class Page(NamedTuple):
     name: str
     text: str | None
     figures: dict[str, Callable] = {}  # {file name: draw(path)}
+
+
+def chance(run):
+    """Accuracy of a guess, in %."""
+    names = CIFAR_CLASSES.get(run["dataset"].upper())
+    return 100 / (len(names.split()) if names else CLASSES)
+
+
+def learnt(run):
+    """Whether a run's net is at least twice as accurate as a guess."""
+    return run["test_acc"] >= 2 * chance(run)
+
+
+def did_not_learn(runs):
+    """'did not learn: 10.00, 14.71 % (chance is 10 %)'"""
+    accuracies = ", ".join(f"{run['test_acc']:.2f}" for run in runs)
+    return f"did not learn: {accuracies} % (chance is {chance(runs[0]):g} %)"
+
+
+def judged(found, rows, page, where, text, tell):
+    """[Claim], or [] where one of its rows was not run or shows nothing. Nets that did not learn are left out; a row of
+    no others leaves the claim open.
+
+    rows: {row: what its nets are, in words}. page: with more of it, below results/claims/. tell({row: its runs that
+    learnt}) gives what was seen, the number of seeds and the verdict; None where there is nothing to see.
+    """
+    if not all(found.get(name) for name in rows):
+        return []
+    kept = {name: [run for run in found[name] if learnt(run)] for name in rows}
+    for name, what in rows.items():
+        if not kept[name]:
+            seen = f"[nets](claims/{page}) {what} {did_not_learn(found[name])}"
+            return [Claim(where, text, seen, len(found[name]), OPEN)]
+    if not (told := tell(kept)):
+        return []
+    seen, n, answer = told
+    if left_out := [run for name in rows for run in found[name] if not learnt(run)]:
+        seen += f"; left out, as they {did_not_learn(left_out)}"
+    return [Claim(where, text, seen, n, answer)]
 
 
 def verdict(mean, half):

@@ -12,16 +12,20 @@ pages() { python scripts/make_claims.py --results "$results"; }
 rows="gamma_0 gamma_3.05 gamma_18.3 fire_first fire_first_3.05 base hard_reset alpha_0.1 alpha_1 beta dropout_0.2 tet logits_sum none bn"
 rows+=" T4 T6 T10 T25 T50 T100 direct_T4 direct_T6 direct_T12 direct_T25 binary_T4 binary_T6 binary_T12 binary_T25"
 rows+=" bn_T10 bn_T25 bn_T50 bn_T100"
+rows+=" published_gamma_0 published" # the longer test: the published command, but at 16x16, without decay on gammas and with it
 
 recipe() {
     local flags=(--config configs/claims/base.yaml)
     case $1 in
     gamma_* | fire_first*) flags=(--config configs/claims/gamma.yaml) ;;
+    published*) flags=(--config configs/cifar10_vgg9.yaml --img_size 16) ;;
     esac
     case $1 in
     gamma_0) flags+=(--gamma_weight_decay 0) ;;
     gamma_3.05) flags+=(--gamma_weight_decay 0.0021786) ;; # 3.05 (1 - momentum) / the sum of the learning rates, 140
     gamma_18.3) flags+=(--gamma_weight_decay 0.0130714) ;;
+    published) flags+=(--gamma_weight_decay 0.0001) ;; # what its --weight_decay is, named for the pages
+    published_gamma_0) flags+=(--gamma_weight_decay 0) ;;
     fire_first) flags+=(--spike_order fire_first) ;;
     fire_first_3.05) flags+=(--spike_order fire_first --gamma_weight_decay 0.0021786) ;;
     hard_reset | alpha_* | dropout_*) flags+=(--neuron "$1") ;;

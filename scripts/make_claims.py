@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import claim_gammas
+import claim_gammas_page
 import claim_gradients
 import claim_nets
 import claim_order
@@ -54,9 +55,10 @@ def read_claims(results):
             averaged = results / name / f"seed{run['seed']}" / "averaged.json"
             if averaged.exists():
                 run["averaged_acc"] = read(averaged, keys={"top1": PERCENT})["top1"]
-            if name in (*claim_gammas.DECAYS, "fire_first") and not {"mean_gamma", "sweep"} <= run["exit"].keys():
+            of_gammas = name in (*claim_gammas.ROWS, *claim_order.ORDERS)
+            if of_gammas and not {"mean_gamma", "sweep"} <= run["exit"].keys():
                 raise UserError(f"{results / name}: run early_exit.py on its best.pth.tar first")
-            if name in claim_gammas.DECAYS and run["config"].get("gamma_weight_decay") is None:
+            if of_gammas and run["config"].get("gamma_weight_decay") is None:
                 raise UserError(f"{results / name}: its command must name --gamma_weight_decay")
     return found
 
@@ -81,7 +83,7 @@ def main(argv=None):
     claims = [*claim_gammas.claims(found), *claim_order.claims(found), *claim_gradients.claims(found)]
     claims += [*claim_nets.folding_claims(args.results / "folding.json"), *claim_pairs.claims(found)]
     claims += claim_nets.robust_claims(nets)
-    pages = [page(found) for page in (claim_gammas.page, claim_order.page, claim_gradients.page)]
+    pages = [page(found) for page in (claim_gammas_page.page, claim_order.page, claim_gradients.page)]
     pages.append(claim_nets.robust_page(nets))
     figures = {name: draw for page in pages if page.text for name, draw in page.figures.items()}
     if claim_pairs.compared(found):

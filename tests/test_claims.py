@@ -6,8 +6,11 @@ import math
 import re
 
 import claim_gammas
+import claim_gammas_page
 import claim_gradients
+import claim_order
 import claim_pairs
+import claim_parts
 import make_claims
 import pytest
 import torch
@@ -30,6 +33,16 @@ LATER = [SWEEP[2], {"exit_step": 3, "acc": 30.0, "threshold_above": 0.4, "thresh
 
 
 KEYS = "norm", "deviation"
+NONE, DECAY = "--gamma_weight_decay 0", "--gamma_weight_decay 0.1"
+FIRE = "--spike_order fire_first"
+
+
+def early(step, acc):
+    """The sweep of a net that exits so, with this accuracy, at each threshold up to 0.4."""
+    return [
+        {"exit_step": 1, "acc": 10.0, "threshold_above": 0.4, "threshold_up_to": None},
+        {"exit_step": step, "acc": acc, "threshold_above": 0.0, "threshold_up_to": 0.4},
+    ]
 
 
 def as_logged(norms):
@@ -70,6 +83,14 @@ class Place:
 @pytest.fixture
 def place(tmp_path):
     return Place(tmp_path)
+
+
+def row_of(place, words):
+    return next(row for row in place.rows() if words in row[1])
+
+
+def page_of(place):
+    return (place.results / "gamma.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -113,12 +134,23 @@ def test_decay_alone_is_what_sgd_makes_of_a_gamma_without_gradient(place):
 def test_the_fall_of_gamma_is_its_last_third_over_its_middle_third_in_the_mean_of_layers(place):
     for seed in (0, 1):
         place.run("gamma_0", seed, flags="--gamma_weight_decay 0", gammas=FALLING)
-    (row,) = place.rows()
+    row = place.rows()[0]
     assert row[2].endswith("without weight decay on gammas: 0.550 (0.550 to 0.550)")
     assert row[3:] == ["2", "holds, in 2 seeds"]
     rows = place.rows("claims/gamma.md", "exponent")
     # fc1: mean 3.5 / 6, late / peak 0.45 / 0.9; conv1: mean 2.1 / 3, late / peak 0.4 / 0.9
-    expected = ["0", "0", "1", "0.583 to 0.700", "0.4 to 0.9", "0.500 to 0.600", "0.444 to 0.500", "50.00", "4: 50.00"]
+    expected = [
+        "0",
+        "2 x 50",
+        "0",
+        "1",
+        "0.583 to 0.700",
+        "0.4 to 0.9",
+        "0.500 to 0.600",
+        "0.444 to 0.500",
+        "50.00",
+        "4: 50.00",
+    ]
     assert rows[0] == expected
 
 
@@ -129,7 +161,7 @@ def test_the_fall_of_gamma_is_its_last_third_over_its_middle_third_in_the_mean_o
 def test_gammas_that_rise_late_speak_against_the_exit_and_noise_for_nothing(place, late, verdict):
     for seed, last in enumerate(late):
         place.run("gamma_0", seed, flags="--gamma_weight_decay 0", gammas={"conv1": [1.3, 0.8, last]})
-    assert [row[4] for row in place.rows()] == [verdict]
+    assert row_of(place, "gammas fall late")[4] == verdict
 
 
 def test_steps_that_training_cannot_reach_do_not_count(place):
@@ -140,7 +172,7 @@ def test_steps_that_training_cannot_reach_do_not_count(place):
             place.run(
                 name, seed, flags="--gamma_weight_decay 0", gammas={"conv1": gammas, "conv2": [1.0, 1.0, *gammas]}
             )
-    assert [row[2:5] for row in place.rows("claims/order.md", "order")] == 4 * [["2", "4", "+2.00"]]
+    assert [row[3:6] for row in place.rows("claims/order.md", "order")] == 4 * [["2", "4", "+2.00"]]
 
 
 def test_the_check_of_the_pages_writes_nothing(place):
@@ -154,14 +186,16 @@ def test_the_check_of_the_pages_writes_nothing(place):
 
 
 @pytest.mark.parametrize(
-    ("flags", "gammas", "said"),
+    ("name", "flags", "gammas", "said"),
     [
-        ("--gamma_weight_decay 0", None, "gamma_0: run early_exit.py on its best.pth.tar first"),
-        ("", FALLING, "gamma_0: its command must name --gamma_weight_decay"),
+        ("gamma_0", NONE, None, "gamma_0: run early_exit.py on its best.pth.tar first"),
+        ("gamma_0", "", FALLING, "gamma_0: its command must name --gamma_weight_decay"),
+        ("published", "", FALLING, "published: its command must name --gamma_weight_decay"),
+        ("fire_first_3.05", FIRE, FALLING, "fire_first_3.05: its command must name --gamma_weight_decay"),
     ],
 )
-def test_runs_that_cannot_be_read_are_named(place, flags, gammas, said):
-    place.run("gamma_0", 0, flags=flags, gammas=gammas)
+def test_runs_that_cannot_be_read_are_named(place, name, flags, gammas, said):
+    place.run(name, 0, flags=flags, gammas=gammas)
     outcome = call(make_claims.main, "--results", place.results)
     assert outcome.code == 2
     assert said in outcome.err[-1]
@@ -185,20 +219,6 @@ def test_the_setting_is_that_of_the_runs(place):
     place.rows()
     words = "base: vgg9, cifar10 at 16x16, poisson, T = 4, 50 training images, 2 epochs, 100 test images."
     assert words in (place.results.parent / "claims.md").read_text()
-
-
-def test_the_delay_of_peaks_is_compared_between_the_orders(place):
-    later = {"conv1": [0.9, 0.5, 0.5, 0.5], "conv2": [0.5, 0.9, 0.5, 0.5], "fc1": [0.5, 0.5, 0.9, 0.5]}
-    same = dict.fromkeys(later, later["conv1"])
-    for seed in (0, 1):
-        place.run("gamma_0", seed, flags="--gamma_weight_decay 0", gammas=same)
-        place.run("fire_first", seed, flags="--gamma_weight_decay 0 --spike_order fire_first", gammas=later)
-    row = next(row for row in place.rows() if row[0] == "figs. 1C, 6")
-    assert row[2].endswith("firing first less integrating first: +1.00 (+1.00 to +1.00)")
-    assert [r[1:] for r in place.rows("claims/order.md", "order")][::2] == [
-        ["0", "1", "1", "1", "+0.00"],
-        ["0", "1", "2", "3", "+1.00"],
-    ]
 
 
 def test_accuracy_stands_by_norm_input_and_steps(place):
@@ -266,15 +286,15 @@ def test_gammas_are_set_beside_what_decay_alone_makes_of_them(place):
     place.run("gamma_18.3", 0, flags=flags, gammas={"conv1": [0.9, 0.6, 0.3]})
     alone = 0.9**5 * 0.95**5  # 2 epochs of 5 steps
     (row,) = place.rows("claims/gamma.md", "exponent")
-    assert (row[2], row[4]) == (f"{alone:.3g}", f"{0.3 / alone:.3g} to {0.9 / alone:.3g}")
+    assert (row[3], row[5]) == (f"{alone:.3g}", f"{0.3 / alone:.3g} to {0.9 / alone:.3g}")
 
 
 def test_the_ratios_of_gamma_stand_by_layer_and_decay(place):
     for seed, last in enumerate((0.4, 0.2)):
         place.run("gamma_0", seed, flags="--gamma_weight_decay 0", gammas={"conv1": [0.8, 0.5, last]})
     assert place.rows("claims/gamma.md", "ratio") == [
-        ["late / middle", "0", "2", "0.600 ± 0.283"],  # 0.8, 0.4
-        ["late / peak", "0", "2", "0.375 ± 0.177"],  # 0.5, 0.25
+        ["late / middle", "0", "2 x 50", "2", "0.600 ± 0.283"],  # 0.8, 0.4
+        ["late / peak", "0", "2 x 50", "2", "0.375 ± 0.177"],  # 0.5, 0.25
     ]
 
 
@@ -284,13 +304,17 @@ def test_late_over_peak_is_one_for_gammas_that_are_alike_and_below_for_an_early_
 
 
 @pytest.mark.parametrize(
+    ("name", "whose"), [("gamma_3.05", "the published command's"), ("gamma_18.3", "the paper's")], ids=["3.05", "18.3"]
+)
+@pytest.mark.parametrize(
     ("late", "verdict"), [([0.7, 0.71], "holds, in 2 seeds"), ([0.1, 0.11], "does not hold, in 2 seeds")]
 )
-def test_decay_that_lowers_late_over_peak_deepens_the_fall(place, late, verdict):
+def test_decay_that_lowers_late_over_peak_deepens_the_fall(place, name, whose, late, verdict):
     for seed, last in enumerate(late):
         place.run("gamma_0", seed, flags="--gamma_weight_decay 0", gammas={"conv1": [0.9, 0.8, 0.36]})
-        place.run("gamma_18.3", seed, flags="--gamma_weight_decay 0.1", gammas={"conv1": [0.05, 0.1, last / 10]})
-    row = next(row for row in place.rows() if "does not deepen" in row[1])
+        place.run(name, seed, flags=DECAY, gammas={"conv1": [0.05, 0.1, last / 10]})
+    row = row_of(place, "does not deepen")
+    assert row[1].startswith(f"{whose} weight decay on gammas (exponent {name.removeprefix('gamma_')})")
     mean, half = sum(late) / 2 - 0.4, 12.706 * 0.005  # deviation 0.01 / sqrt(2)
     told = f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})"
     assert row[2] == f"[late / peak](claims/gamma.md) {mean + 0.4:.3f} with it, 0.400 without: {told}"
@@ -300,16 +324,146 @@ def test_decay_that_lowers_late_over_peak_deepens_the_fall(place, late, verdict)
 def test_exits_stand_by_threshold_and_by_exit_step(place):
     for seed in (0, 1):
         place.run("gamma_0", seed, flags="--gamma_weight_decay 0", gammas=FALLING, sweep=LATER if seed else SWEEP)
-    by_threshold = dict(place.rows("claims/gamma.md", "threshold"))
-    assert by_threshold["0.3"] == "4, 4: 40.00 ± 0.00"
-    assert by_threshold["0.7"] == "2, 3: 25.00 ± 7.07"
-    assert by_threshold["1"] == "1, 3: 20.00 ± 14.14"
+    head = "exponent | epochs x images | at 0.02 | at 0.05 | at 0.1 | at 0.2 | at 0.3 | at 0.5 | at 0.7 | at 1"
+    (row,) = place.rows("claims/gamma.md", head)
+    assert row[:2] == ["0", "2 x 50"]
+    assert row[6:] == ["4, 4: 40.00 ± 0.00", "2, 3: 25.00 ± 7.07", "2, 3: 25.00 ± 7.07", "1, 3: 20.00 ± 14.14"]
     assert place.rows("claims/gamma.md", "exit step") == [
-        ["1", "10.00 (above 0.9000)", "-"],
-        ["2", "20.00 (above 0.4000, up to 0.9000)", "-"],
-        ["3", "-", "30.00 (above 0.4000)"],
-        ["4", "40.00 (above 0.0000, up to 0.4000)", "40.00 (above 0.0000, up to 0.4000)"],
+        ["1", "10.00 (above 0.900)", "-"],
+        ["2", "20.00 (above 0.400, up to 0.900)", "-"],
+        ["3", "-", "30.00 (above 0.400)"],
+        ["4", "40.00 (above 0.00, up to 0.400)", "40.00 (above 0.00, up to 0.400)"],
     ]
+
+
+def test_thresholds_have_three_digits_and_two_that_look_the_same_are_one(place):
+    ends = [(0.0, 0.04967), (0.04967, 0.99996), (0.99996, 1.0032), (1.0032, None)]
+    sweep = [{"exit_step": 4 - i, "acc": 40.0, "threshold_above": low, "threshold_up_to": high}
+             for i, (low, high) in enumerate(ends)]  # fmt: skip
+    place.run("gamma_0", 0, flags=NONE, gammas=FALLING, sweep=sweep)
+    assert [row[1] for row in place.rows("claims/gamma.md", "exit step")] == [
+        "40.00 (above 1.00)",
+        "40.00 (about 1.00)",
+        "40.00 (above 0.0497, up to 1.00)",
+        "40.00 (above 0.00, up to 0.0497)",
+    ]
+
+
+def test_the_exponent_is_the_sum_of_rates_times_decay_over_one_minus_momentum():
+    config = {"lr": 0.2, "lr_schedule": "cosine", "num_epochs": 2, "batch_size": 10, "momentum": 0.8}
+    run = {"config": config | {"gamma_weight_decay": 0.05}, "train_images": 50}  # 5 steps at 0.2, 5 at 0.1
+    assert claim_gammas.exponent(run) == pytest.approx(1.5 * 0.05 / 0.2)
+
+
+def test_the_longer_runs_stand_beside_the_others_by_their_epochs_and_images(place):
+    place.run("gamma_3.05", 0, flags=f"{DECAY} --lr 0.3 --momentum 0.9 --lr_schedule cosine", gammas=FALLING)
+    place.run("published", 0, flags="--num_epochs 100 --lr 0.3 --gamma_weight_decay 0.0001", gammas=FALLING)
+    expected = [["2.25", "2 x 50"], ["0.0783", "100 x 50"]]  # 5 x 0.3 x 1.5 and 5 x 0.3 x 52.21, by 0.1 and by 0.0001
+    assert [row[:2] for row in place.rows("claims/gamma.md", "exponent")] == expected
+    assert [row[1:3] for row in place.rows("claims/gamma.md", "ratio")] == 2 * expected
+    assert [row[:2] for row in place.rows("claims/gamma.md", "exponent | epochs x images | at 0.02")] == expected
+
+
+@pytest.mark.parametrize(
+    ("dataset", "acc", "learnt"),
+    [("cifar10", 19.9, False), ("cifar10", 20.0, True), ("cifar100", 1.99, False), ("cifar100", 2.0, True),
+     ("digits", 20.0, True)],
+)  # fmt: skip
+def test_a_net_has_learnt_from_twice_chance_on(dataset, acc, learnt):
+    assert claim_parts.learnt({"dataset": dataset, "test_acc": acc}) == learnt
+
+
+def test_nets_that_did_not_learn_give_no_verdict_and_the_page_tells_which(place):
+    for seed, acc in ((0, 10.0), (1, 14.71)):
+        place.run("gamma_0", seed, flags=NONE, gammas=FALLING)
+        place.run("gamma_18.3", seed, acc, DECAY, gammas=FALLING)
+    row = row_of(place, "the paper's weight decay on gammas")
+    assert "(exponent 18.3) did not learn: 10.00, 14.71 % (chance is 10 %)" in row[2]
+    assert row[3:] == ["2", OPEN]
+    assert "2 of 2 nets did not learn: 10.00, 14.71 % (chance is 10 %)" in page_of(place)
+
+
+def test_exits_of_nets_that_did_not_learn_are_not_listed(place):
+    place.run("gamma_0", 0, flags=NONE, gammas=FALLING)
+    place.run("gamma_18.3", 0, 19.0, DECAY, gammas=FALLING)
+    place.rows()
+    assert page_of(place).count("| exit step |") == 1
+
+
+def test_a_seed_that_did_not_learn_is_left_out_of_its_row(place):
+    for seed, acc in ((0, 50.0), (1, 12.0), (2, 50.0)):
+        place.run("gamma_0", seed, acc, NONE, gammas={"conv1": [1.3, 0.8, 0.4 if acc > 20 else 1.6]})
+    row = row_of(place, "gammas fall late")
+    assert row[2].endswith(": 0.500 (0.500 to 0.500); left out, as they did not learn: 12.00 % (chance is 10 %)")
+    assert row[3:] == ["2", "holds, in 2 seeds"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "verdict"), [((3, 2), "holds, in 2 seeds"), ((3, 4), "does not hold, in 2 seeds"), ((3,), OPEN)]
+)
+def test_the_rule_exits_if_each_seed_does(place, steps, verdict):
+    for seed, step in enumerate(steps):
+        place.run("gamma_0", seed, flags=NONE, gammas=FALLING, sweep=early(step, 50.0))
+    row = row_of(place, "the gamma rule at 0.1 exits before T, without weight decay on gammas")
+    assert row[2] == f"[exit steps](claims/gamma.md) {', '.join(map(str, steps))} of 4"
+    assert row[3:] == [str(len(steps)), verdict]
+
+
+def test_the_exit_of_the_published_decay_is_told_with_what_it_costs(place):
+    for seed, lost in enumerate((1.0, 3.0)):
+        place.run("gamma_3.05", seed, 50.0, DECAY, FALLING, sweep=early(3, 50.0 - lost))
+    row = row_of(place, "the gamma rule at 0.1 exits before T, with the published command's")
+    cost = f"-2.00 ({-2 - 12.706:.2f} to {-2 + 12.706:+.2f})"  # deviation sqrt(2), over sqrt(2)
+    assert row[2] == f"[exit steps](claims/gamma.md) 3, 3 of 4; accuracy there minus that of all steps: {cost}"
+    assert row[4] == "holds, in 2 seeds"
+
+
+def test_the_page_begins_with_what_was_found(place):
+    for seed in (0, 1):
+        place.run("gamma_0", seed, 50.0 + seed, NONE, {"conv1": [0.9, 0.8, 0.796]}, sweep=early(4, 50.0 + seed))
+        place.run("gamma_3.05", seed, 40.0, DECAY, {"conv1": [0.9, 0.8, 0.4]}, sweep=early(3, 39.0))
+    place.rows()
+    _, short, *_ = page_of(place).split("\n\n")
+    assert " ".join(short.split()) == (
+        "In short: Without weight decay on them, gammas stay level towards the last steps (late / middle 0.995); the "
+        "exit at a threshold of 0.1 comes at steps 4, 4 of 4, in no net before T, with an accuracy of 50.50 %. With "
+        "the published command's weight decay on them (exponent 3.05), gammas fall towards the last steps (late / "
+        "middle 0.500); the exit at a threshold of 0.1 comes at steps 3, 3 of 4, before T, with an accuracy of 39.00 % "
+        "there and 40.00 % after all steps."
+    )
+
+
+def test_what_nets_that_did_not_learn_show_is_not_among_what_was_found(place):
+    place.run("gamma_0", 0, 10.0, NONE, FALLING)
+    place.rows()
+    assert "In short" not in page_of(place)
+
+
+def test_the_words_for_a_course_follow_its_ratio():
+    ratios = {0.97: "fall", 0.985: "stay level", 1.0: "stay level", 1.015: "stay level", 1.03: "rise"}
+    assert {ratio: claim_gammas_page.course(ratio) for ratio in ratios} == ratios
+
+
+def test_the_words_for_the_exit_follow_its_steps():
+    steps = {(19, 19): "before T", (25, 25): "in no net before T", (19, 25): "not in all nets before T"}
+    assert {row: claim_gammas_page.when(row, 25) for row in steps} == steps
+
+
+def test_the_page_tells_how_short_training_was(place):
+    place.run("gamma_0", 0, flags=NONE, gammas=FALLING)
+    place.run("gamma_3.05", 0, flags="--gamma_weight_decay 0.0021786", gammas=FALLING)
+    place.rows()
+    text = " ".join(page_of(place).split())
+    assert "- Training is short: 10 steps." in text  # 2 epochs of 50 images in batches of 10
+    assert "the weight decay on gammas is 21.8 times the command's" in text  # over 0.0001
+    assert "what 100 epochs do without decay is not seen" in text
+
+
+def test_what_longer_runs_show_is_not_said_to_be_unseen(place):
+    place.run("gamma_0", 0, flags=NONE, gammas=FALLING)
+    place.run("published_gamma_0", 0, flags=f"--num_epochs 100 {NONE}", gammas=FALLING)
+    place.rows()
+    assert "- Training is short: 10 steps. Without decay gammas had little time to move." in page_of(place)
 
 
 def test_the_exit_at_a_threshold_is_that_of_the_rule():
@@ -325,9 +479,94 @@ def test_the_exit_at_a_threshold_is_that_of_the_rule():
 
 def test_steps_that_kept_a_gamma_of_one_are_counted_at_both_ends(place):
     gammas = {"conv1": [0.9, 0.8, 1.0, 1.0], "fc1": [1.0, 0.8, 0.7, 1.0], "fc2": [1.0, 1.0, 1.0, 1.0]}
-    place.run("fire_first", 0, flags="--spike_order fire_first", gammas=gammas)
+    place.run("fire_first", 0, flags=f"{FIRE} {NONE}", gammas=gammas)
     place.run("gamma_0", 0, flags="--gamma_weight_decay 0", gammas=dict.fromkeys(gammas, [0.9, 1.0, 0.8, 0.7]))
-    assert place.rows("claims/order.md", "steps kept at 1")[1:] == [["fire first", "0", "0 / 2", "1 / 1", "0 / 4"]]
+    assert place.rows("claims/order.md", "steps kept at 1")[1:] == [["fire first", "0", "0", "0 / 2", "1 / 1", "0 / 4"]]
+
+
+def peaking(*steps):
+    """Gammas of layers of four steps that peak at these, from 1: each peak is 0.9 where the mean is 0.6."""
+    return {f"conv{i}": [0.9 if step == peak else 0.5 for step in range(1, 5)] for i, peak in enumerate(steps, 1)}
+
+
+def test_peaks_that_come_later_with_depth_need_no_firing_first(place):
+    for seed, steps in enumerate([(1, 2, 3), (1, 3, 4)]):  # slopes 1 and 1.5
+        place.run("gamma_3.05", seed, flags=DECAY, gammas=peaking(*steps))
+    (row,) = (row for row in place.rows() if row[0] == "figs. 1C, 6")
+    assert row[1] == "deeper layers' gammas peak later, without firing first (nets that integrate first, exponent 3.05)"
+    assert row[2].endswith(f", integrating first: +1.25 ({1.25 - 12.706 / 4:+.2f} to {1.25 + 12.706 / 4:+.2f})")
+    assert row[4] == OPEN
+
+
+@pytest.mark.parametrize(
+    ("steps", "verdict"), [((1, 2, 3), "holds, in 2 seeds"), ((3, 2, 1), "does not hold, in 2 seeds")]
+)
+def test_the_slope_of_peaks_is_judged_by_its_sign(place, steps, verdict):
+    for seed in (0, 1):
+        place.run("gamma_3.05", seed, flags=DECAY, gammas=peaking(*steps))
+    assert row_of(place, "deeper layers' gammas peak later")[4] == verdict
+
+
+def test_the_delay_of_firing_first_is_that_beyond_integrating_first_under_the_same_decay(place):
+    for seed in (0, 1):
+        place.run("gamma_0", seed, flags=NONE, gammas=peaking(3, 2, 1))
+        place.run("fire_first", seed, flags=f"{FIRE} {NONE}", gammas=peaking(1, 2, 3))
+        place.run("gamma_3.05", seed, flags=DECAY, gammas=peaking(1, 1, 2))  # 0.5 steps a layer
+        place.run("fire_first_3.05", seed, flags=f"{FIRE} {DECAY}", gammas=peaking(1, 2, 4))  # 1.5
+    row = row_of(place, "they peak later because they fire first")
+    assert "firing first less integrating first: +1.00 (+1.00 to +1.00); a shift of +1 is there by con" in row[2]
+    assert row[3:] == ["2", "holds, in 2 seeds"]
+
+
+def test_orders_without_decay_alone_make_no_claim(place):
+    for seed in (0, 1):
+        place.run("gamma_0", seed, flags=NONE, gammas=peaking(1, 2, 3))
+        place.run("fire_first", seed, flags=f"{FIRE} {NONE}", gammas=peaking(1, 2, 4))
+    assert not any(row[0] == "figs. 1C, 6" for row in place.rows())
+
+
+def test_the_table_of_peaks_tells_exponent_slope_and_height(place):
+    place.run("gamma_0", 0, flags=NONE, gammas=peaking(1, 1, 1))
+    flags = f"{DECAY} --lr 0.1 --momentum 0.9 --lr_schedule cosine"  # 5 steps at 0.1, 5 at 0.05: 0.75 x 0.1 / 0.1
+    place.run("gamma_3.05", 0, flags=flags, gammas={**peaking(1, 2), "conv3": [0.2, 0.2, 0.8, 0.4]})
+    assert place.rows("claims/order.md", "order") == [
+        ["integrate first", "0", "0", "1", "1", "1", "+0.00", "1.50"],
+        ["integrate first", "0.75", "0", "1", "2", "3", "+1.00", "1.67"],  # 0.9 / 0.6 twice and 0.8 / 0.4
+    ]
+
+
+def test_the_height_of_peaks_counts_the_steps_that_something_moved():
+    gammas = {"conv1": [1.0, 0.5, 0.9, 0.4, 1.0], "fc1": [1.0] * 5}
+    assert claim_order.height({"exit": {"mean_gamma": gammas}}) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    ("top", "said"),
+    [
+        (0.52, "where it is below 1.05, as such peaks are chance: fire first at exponent 0 (1.04)."),
+        (0.53, "Here the peaks of each row stand more than 1.05 times as high as the mean."),
+    ],
+)
+def test_rows_of_flat_lines_are_named(place, top, said):
+    low = 0.96 if top == 0.52 else 0.94  # mean 0.5 and 0.5
+    place.run("fire_first", 0, flags=f"{FIRE} {NONE}", gammas={"conv1": [top, 0.5, low / 2, 0.5]})
+    place.rows()
+    assert said in " ".join((place.results / "order.md").read_text().split())
+
+
+@pytest.mark.parametrize("rows", [("gamma_0", "gamma_3.05"), tuple(claim_order.ORDERS)], ids=["2", "4"])
+def test_the_figure_of_peaks_has_a_column_a_row_and_one_y_axis_an_exponent(place, rows, monkeypatch):
+    for name in rows:
+        flags, decay = FIRE if "fire" in name else "", DECAY if "3.05" in name else NONE
+        place.run(name, 0, flags=f"{flags} {decay}", gammas=peaking(1, 2) if decay == NONE else peaking(3, 4))
+    found, seen = make_claims.read_claims(place.results), []
+    monkeypatch.setattr(claim_order, "legend", lambda axes, where: seen.extend(axes.flat))
+    claim_order.page(found).figures["order.png"](place.results / "order.png")
+    ordered = [name for name in claim_order.ORDERS if name in rows]
+    assert [axis.get_title().split(",")[0] for axis in seen] == [claim_order.ORDERS[name] for name in ordered]
+    shared = lambda one, other: one.get_shared_y_axes().joined(one, other)  # noqa: E731
+    together = [shared(seen[0], axis) for axis in seen[1:]]
+    assert together == ["3.05" not in name for name in ordered[1:]]
 
 
 # ---- Gradients -----------------------------------------------------------------------------------
@@ -340,10 +579,6 @@ SHAKY = [{"conv1": [1.0, 0.4], "fc1": [100.0, 30.0]}] * 2  # 0.4, 0.3; 1, 100
 def gradients(place, name, seeds=(0, 1), norms=SHAKY):
     for seed in seeds:
         place.run(name, seed, flags="" if name == "base" else f"--norm {name}", norms=norms)
-
-
-def row_of(place, words):
-    return next(row for row in place.rows() if words in row[1])
 
 
 def test_gradients_are_compared_by_the_ratio_of_their_relative_deviations(place):
@@ -405,8 +640,11 @@ def test_gradients_that_do_not_vary_at_all_tell_no_ratio(place):
 def test_gammas_of_two_steps_have_no_ratio(place):
     for seed in (0, 1):
         place.run("gamma_0", seed, flags="--gamma_weight_decay 0", gammas={"conv1": [0.9, 0.8]})
-    assert place.rows("claims/gamma.md", "ratio") == [["late / middle", "0", "2", "-"], ["late / peak", "0", "2", "-"]]
-    assert place.rows() == []
+    assert place.rows("claims/gamma.md", "ratio") == [
+        ["late / middle", "0", "2 x 50", "2", "-"],
+        ["late / peak", "0", "2 x 50", "2", "-"],
+    ]
+    assert not any("late" in row[1] for row in place.rows())
 
 
 def test_without_norms_of_gradients_nothing_is_said_of_them(place):
@@ -431,12 +669,14 @@ def test_the_page_counts_its_lines_of_few_seeds(place):
 def test_each_line_leads_to_a_figure_or_to_a_page_that_has_one(place):
     for seed in (0, 1):
         place.run("gamma_0", seed, flags="--gamma_weight_decay 0", gammas=FALLING)
-        place.run("gamma_18.3", seed, flags="--gamma_weight_decay 0.01", gammas=FALLING)
-        place.run("fire_first", seed, flags="--spike_order fire_first", gammas=FALLING)
+        place.run("gamma_3.05", seed, flags=DECAY, gammas=FALLING)
+        place.run("gamma_18.3", seed, 10.0, flags=DECAY, gammas=FALLING)
+        place.run("fire_first", seed, flags=f"{FIRE} {NONE}", gammas=FALLING)
+        place.run("fire_first_3.05", seed, flags=f"{FIRE} {DECAY}", gammas=FALLING)
     gradients(place, "base")
     gradients(place, "bn")
     rows = place.rows()
-    assert len(rows) == 7
+    assert len(rows) == 11
     for row in rows:
         found = [place.results.parent / link for link in re.findall(r"\]\(([^)]+)\)", row[2])]
         for path in [path for path in found if path.suffix == ".md"]:
