@@ -35,15 +35,19 @@ class GraphedStep:
             torch.cuda.current_stream().wait_stream(self.side)
             return outputs
         if self.graph is None:
-            self.inputs, self.graph = (images.clone(), labels.clone()), torch.cuda.CUDAGraph()
+            self.inputs, graph = (images.clone(), labels.clone()), torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                     self.outputs = self.step(*self.inputs)
             except RuntimeError as error:
-                if isinstance(error, torch.OutOfMemoryError):
+                cause = error
+                while isinstance(cause.__context__, RuntimeError):  # the end of the capture fails for it too
+                    cause = cause.__context__
+                if isinstance(cause, torch.OutOfMemoryError):
                     raise
-                reason = " ".join(str(error).split())[:200]
+                reason = " ".join(str(cause).split())[:200]
                 raise NoGraph(f"the step asks something of the GPU, so it cannot be a graph: {reason}") from error
+            self.graph = graph
         for kept, new in zip(self.inputs, (images, labels), strict=True):
             kept.copy_(new, non_blocking=True)
         self.graph.replay()
