@@ -141,6 +141,7 @@ class DropoutLIF(LIF):
     """LIF with dropout behind it in training: the same neurons at all time-steps of a batch (Lee et al. 2020).
 
     p: the probability. The membrane knows nothing of it. The paper (3.5) says that BNTT needs no dropout beside it.
+    In training, ValueError where a batch has lost or won images since its first step.
     """
 
     def __init__(self, leak, threshold=1.0, spike_order="integrate_first", p=0.2):
@@ -150,6 +151,9 @@ class DropoutLIF(LIF):
     def forward(self, currents, membrane=None):
         if self.training and membrane is None:  # a new batch
             self.mask = F.dropout(torch.ones_like(currents[0]), self.p)
+        kept = getattr(self, "mask", None)
+        whole = not self.training or kept is not None and kept.shape == currents.shape[1:]
+        require(whole, "dropout in training takes a whole batch from its first time-step on")
         spikes, membrane = super().forward(currents, membrane)
         return (spikes * self.mask if self.training else spikes), membrane
 

@@ -364,6 +364,8 @@ def average_statistics(net, batches, amp="off"):
             twin.set_submodule(name, own.to(norm.shared.weight))
     measured, kept = ([_batch_norms(layer.norm, T) for layer in each.layers()] for each in (twin, net))
     twin.train()
+    for layer in twin.layers():
+        layer.lif.eval()  # no dropout: a test has none
     for i, images in enumerate(batches, start=1):
         for bn in itertools.chain(*measured):
             bn.momentum = 1 / i

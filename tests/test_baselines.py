@@ -337,6 +337,13 @@ def test_dropout_leaves_the_same_neurons_out_at_all_steps_of_a_batch():
     assert torch.equal(neuron.eval()(currents)[0], torch.ones(6, 400))
 
 
+def test_dropout_refuses_a_batch_that_has_lost_images():
+    neuron, currents = DropoutLIF(1.0), torch.full((2, 4, 3), 2.0)
+    _, membrane = neuron(currents)
+    with pytest.raises(ValueError, match="takes a whole batch from its first time-step on"):
+        neuron(currents[:, :1], membrane[:1])
+
+
 @pytest.mark.parametrize("kind", [HardReset, ScaledSurrogate, DropoutLIF])
 def test_the_engine_declines_these_neurons_in_one_sentence(kind):
     assert fused.why_not(make_net(neuron=kind)) == f"the fused engine does not know the neuron {kind.__name__}"

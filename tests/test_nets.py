@@ -17,6 +17,7 @@ import runs
 import test as test_script
 import train
 import utill
+from baselines import DropoutLIF
 from model import SpikingVGG
 from utill import UserError
 
@@ -244,6 +245,18 @@ class Hidden(torch.nn.Module):
     def __init__(self, num_steps, features, spatial):
         super().__init__()
         self.bn = torch.nn.BatchNorm1d(features)
+
+
+def test_statistics_are_averaged_without_dropout():
+    torch.manual_seed(0)
+    images, found = [torch.rand(16, 1, 8, 8)], []
+    for neuron in (model.LIF, DropoutLIF):
+        torch.manual_seed(1)
+        net = SpikingVGG("fc3", 4, img_size=8, in_channels=1, encoding="direct", neuron=neuron)
+        nets.average_statistics(net, images)
+        found.append([*net.buffers()])
+    assert all(map(torch.equal, *found))
+    assert found[0][-2].any()
 
 
 @pytest.mark.parametrize("norm", [Doubled, Hidden])
