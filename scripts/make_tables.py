@@ -26,6 +26,7 @@ import yaml
 import convert
 import train
 from arguments import ArgumentParser
+from nets import WITHOUT_STATISTICS
 from runs import RESUMABLE, write_text
 from utill import UserError, entry_point, reason_of
 
@@ -43,8 +44,9 @@ PAGE = """# The paper's tables, and our runs of their rows
 # BNTT against others on the same data
 
 Accuracy of BNTT minus that of the other, in points: the mean over runs of the same seed that agree in all but norm,
-neuron and optimizer, with the 95 % interval of a paired t-test from two seeds on. An interval around 0 does not say
-which is better. "In training": the same difference in the last epoch of training, with the statistics of each batch.
+neuron, optimizer, and whether the other is tested with averaged statistics (`--precise_bn`), with the 95 % interval of
+a paired t-test from two seeds on. An interval around 0 does not say which is better. "In training": the same
+difference in the last epoch of training, with the statistics of each batch.
 
 {}
 {}
@@ -79,6 +81,7 @@ FEW = 1000  # test images: an accuracy on fewer has the interval that so few giv
 COUNT, PERCENT = (int, 1, 10**9), (float, 0, 100)  # type, least, most
 BOTH = {"dataset": str, "arch": str, "norm": str, "num_steps": COUNT, "seed": (int, 0, 2**64)}
 RESULT = BOTH | {"test_acc": PERCENT, "count": COUNT, "epoch": COUNT, "train_images": COUNT}
+LOST = {"difference": (float, -100, 100), "half_interval": (float, 0, 100)}  # of a conversion, to its ANN
 EXIT = {"num_steps": COUNT, "count": COUNT, "exit_step": COUNT, "acc_exit": PERCENT, "gamma_threshold": (float, 0, 1e9)}
 
 
@@ -104,7 +107,7 @@ def agree(where, keys, name, values, other_name, others):
 
 def plain(command):
     """A command without what changes no number and what differs between seeds."""
-    command = re.sub(r" --out \S+", " --out runs/converted", FREE.sub("", command))
+    command = re.sub(r" --out[ =]('[^']*'|\S+)", " --out runs/converted", FREE.sub("", command))
     return "python " + OTHER_RUN.sub(r"results/\1/seed0/best.pth.tar", command)
 
 
@@ -122,6 +125,8 @@ def flags_of(command, where):
 def read_run(folder):
     """A run's result.json and, under further keys, its config, command, amp, log, exit (or {}), spikes (or None)."""
     run = read(folder / "result.json", keys=RESULT)
+    for key in LOST.keys() & run.keys():
+        read(folder / "result.json", keys={key: LOST[key]})
     run["config"] = read(folder / "config.yaml", yaml.safe_load, BOTH | {"num_epochs": COUNT})
     command = read(folder / "environment.json", keys={"command": str})["command"]
     now = {k: v for k, v in flags_of(command, folder).items() if k not in RESUMABLE and v not in (None, "auto")}
@@ -201,6 +206,9 @@ def rivals(found):
     for one, other in itertools.permutations(found, 2):
         if method[one] != METHOD or method[other] == METHOD or protocol[one] != protocol[other]:
             continue
+        averaged, theirs = (settings[name].get("precise_bn") for name in (one, other))
+        if averaged not in (None, theirs) and settings[other]["norm"] not in WITHOUT_STATISTICS:
+            continue  # BNTT alone would be tested with better statistics
         if pair := paired(accuracies[one], accuracies[other]):
             kept.append((one, other, pair))
     return kept
@@ -247,8 +255,11 @@ def orderings(found):
     if pair := paired(start, scratch):
         mean, half, n = pair
         told = f"{mean:+.2f} ({f'{mean - half:+.2f} to {mean + half:+.2f}, ' if half else ''}n = {n})"
-        lines.append(f"Hybrid training from a converted net minus that net from scratch, on as many images: {told}.\n")
-    return "\n".join([*lines, mini_limits(found[MINI][0])]) if lines else ""
+        lines.append(
+            f"Hybrid training from a converted net minus that net from scratch, on as many images: {told}. Each has "
+            "its own learning rate; the images that the ANN saw before do not count.\n"
+        )
+    return "\n".join([*lines, *([mini_limits(found[MINI][0])] if lines and MINI in found else [])])
 
 
 def mini_limits(run):
@@ -257,9 +268,10 @@ def mini_limits(run):
     what = f"{config['dataset']}, {config['encoding']} encoding, T = {run['num_steps']}"
     what += f", {config['num_epochs']} epochs of {run['train_images']:,} images"
     return f"""These are rows of the mini protocol ({what}), each
-at the best learning rate of [a small search](rates), whose grid ends at the rate of most of them. A test takes running
-statistics: where one BN for all time-steps is behind there and ahead in training, it is these that fail. Nothing is
-told of full training, nor of Poisson spikes at T = 25, where the statistics of time-steps differ more.
+at the best learning rate of [a small search](rates), whose grid ends at the rate of most of them; bn_averaged takes
+that of bn. In training each batch and time-step has statistics of its own, in a test all time-steps of one BN share
+theirs: where it is ahead in training and behind in tests, it is the sharing that fails, of averaged statistics too.
+Nothing is told of full training, nor of Poisson spikes at T = 25.
 """
 
 
@@ -285,7 +297,7 @@ def ours(runs, link):
     if (count := runs[0]["count"]) < FEW:
         low, high = wilson(statistics.mean(run["test_acc"] for run in runs), count)
         text += f"<br>{count} images: {low:.1f} to {high:.1f}"
-    if "ann_acc" in runs[0]:
+    if all(run.keys() >= {"difference", "half_interval"} for run in runs):
         lost = ", ".join(f"{run['difference']:+.2f} ± {run['half_interval']:.2f}" for run in runs)
         text += f"<br>minus the net without spikes, on {count:,} images: {lost}"
     if exits:

@@ -180,9 +180,39 @@ def test_a_converted_net_is_set_beside_its_ann(place):
     assert place.cells()[3].endswith("<br>minus the net without spikes, on 5,000 images: -1.00 ± 0.25")
 
 
-def test_a_hybrid_start_is_compared_with_training_from_scratch(place):
+@pytest.mark.parametrize("changes", [{"difference": None}, {"half_interval": float("nan")}])
+def test_a_difference_that_is_no_number_is_refused(place, changes):
+    place.run(**{"difference": -1.0, "half_interval": 0.25} | changes)
+    outcome = place.call()
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert f"{next(iter(changes))} cannot be" in outcome.err[0]
+
+
+def test_conversions_of_which_one_is_without_its_ann_are_not_set_beside_it(place):
+    place.run(difference=-1.0, half_interval=0.25)
+    place.run(seed=1)
+    assert "minus" not in place.cells()[3]
+
+
+@pytest.mark.parametrize("out", ["--out 'my runs/seed1'", "--out=r/seed1", "--out r/seed1"])
+def test_the_folder_of_a_conversion_is_no_part_of_its_command(out):
+    command = make_tables.plain(f"convert.py results/ann/seed1/best.pth.tar {out} --num_steps 9 --seed 1")
+    assert command == "python convert.py results/ann/seed0/best.pth.tar --out runs/converted --num_steps 9"
+
+
+def test_bntt_with_averaged_statistics_is_not_compared_with_stored_ones(place):
+    place.run(command=f"{COMMAND} --precise_bn 50")
+    place.run("stored", command=f"{COMMAND} --norm bn")
+    for name, flags in (("averaged", "--norm bn --precise_bn 50"), ("none", "--norm none")):
+        place.run(name, command=f"{COMMAND} {flags}")
+    assert {row[1] for row in rows_of(place, "BNTT")} == {"[averaged](averaged)", "[none](none)"}
+
+
+@pytest.mark.parametrize("bntt_too", [True, False])
+def test_a_hybrid_start_is_compared_with_training_from_scratch(place, bntt_too):
     for seed, hybrid, scratch in ((0, 60.0, 50.0), (1, 62.0, 51.0)):  # a difference of 10.5, deviation sqrt(0.5)
-        place.run("cifar10_mini_vgg9", seed)
+        if bntt_too:
+            place.run("cifar10_mini_vgg9", seed)
         for name, accuracy in (("hybrid", hybrid), ("hybrid_scratch", scratch)):
             command = f"{COMMAND} --norm none --neuron learnt_lif"
             place.run(f"cifar10_mini_vgg9_{name}", seed, command=command, test_acc=accuracy)
