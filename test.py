@@ -16,6 +16,7 @@ import itertools
 import json
 import statistics
 import sys
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -62,6 +63,8 @@ def parse_args(argv=None):
         raise UserError("--precise_bn: there are no statistics of a batch of one image: choose a larger --batch_size")
     if args.steps is not None and args.steps > args.num_steps:
         raise UserError(f"--steps must be at most {args.num_steps}, the time-steps the net was trained for")
+    if args.out and (not Path(args.out).absolute().parent.is_dir() or Path(args.out).is_dir()):
+        raise UserError(f"--out {args.out}: name a file in a folder that is there")
     return args, checkpoint
 
 
@@ -113,24 +116,24 @@ def main(argv=None):
         utill.seed_stream(args.seed, 2)
         batches = itertools.islice(loader, args.precise_bn)
         nets.average_statistics(net, (images.to(device) for images, _ in batches), args.amp)
-    steps, runs = args.steps or args.num_steps, []
+    steps, found = args.steps or args.num_steps, []
     for repeat in range(args.repeats):
         progress = functools.partial(tqdm, desc=f"test {repeat + 1}/{args.repeats}", disable=None, leave=False)
         seed = args.seed + repeat
-        runs.append(utill.evaluate(net, loaders.test, device, loss, seed, steps, args.amp, progress))
-    top1, top5 = [run.top1() for run in runs], [run.top5() for run in runs]
+        found.append(utill.evaluate(net, loaders.test, device, loss, seed, steps, args.amp, progress))
+    top1, top5 = [run.top1() for run in found], [run.top5() for run in found]
     deviation = statistics.stdev(top1) if args.repeats > 1 else None
-    for k, (name, total) in enumerate(zip(facts.classes, runs[0].class_count, strict=True)):
+    for k, (name, total) in enumerate(zip(facts.classes, found[0].class_count, strict=True)):
         if total:
-            right = statistics.mean(run.class_correct[k] for run in runs)
+            right = statistics.mean(run.class_correct[k] for run in found)
             print(f"{name:>20}: {100 * right / total:6.2f} % of {total}")
     spread = "" if deviation is None else f" +- {deviation:.2f} over {args.repeats} Poisson draws"
     print(
-        f"top-1 {statistics.mean(top1):.2f} %{spread}, {runs[0].count} images, {steps} of {args.num_steps} time-steps"
+        f"top-1 {statistics.mean(top1):.2f} %{spread}, {found[0].count} images, {steps} of {args.num_steps} time-steps"
     )
     result = {
         "top1": statistics.mean(top1), "top1_std": deviation, "top5": statistics.mean(top5),
-        "count": runs[0].count, "steps": steps, "num_steps": args.num_steps, "repeats": args.repeats,
+        "count": found[0].count, "steps": steps, "num_steps": args.num_steps, "repeats": args.repeats,
         "precise_bn": args.precise_bn,
     }  # fmt: skip
     tell(result, args.out)

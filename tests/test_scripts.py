@@ -74,6 +74,19 @@ def test_the_log_has_a_line_an_epoch_with_all_that_was_measured(trained):
         assert list(line["mean_gamma"]) == list(line["spike_rate"]) == LAYERS
 
 
+def test_the_log_holds_the_norms_of_gradients_in_mean_and_deviation(tmp_path, monkeypatch):
+    step, norms = train.train_step, []
+    monkeypatch.setattr(train, "train_step", lambda *a: norms.append((out := step(*a))[3].tolist()) or out)
+    assert train_synthetic(tmp_path / "run").code == 0
+    log = read_log(tmp_path / "run")
+    for line, epoch in zip(log, (norms[: len(norms) // 2], norms[len(norms) // 2 :]), strict=True):
+        assert list(line["gradient_norm"]) == [*LAYERS, "fc2"]
+        layers = list(zip(*epoch, strict=True))
+        assert len(layers[0]) > 1
+        assert [*line["gradient_norm"].values()] == pytest.approx([*map(statistics.mean, layers)])
+        assert [*line["gradient_deviation"].values()] == pytest.approx([*map(statistics.pstdev, layers)], abs=1e-9)
+
+
 def test_the_log_holds_the_learning_rate_of_each_epoch(trained):
     assert [line["lr"] for line in read_log(trained.dir)] == [0.02, 0.02, 0.002]
 
@@ -311,6 +324,18 @@ def test_repeats_are_other_draws_and_give_mean_and_deviation(trained):
     assert repeated.result["repeats"] == 3
     assert repeated.result["top1_std"] > 0
     assert f"+- {repeated.result['top1_std']:.2f} over 3 Poisson draws" in repeated.out[-2]
+
+
+def test_the_last_line_of_a_test_goes_to_a_file_too(trained, tmp_path):
+    outcome = call(test_script.main, trained.checkpoint, "--steps 1 --out", tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text()) == outcome.result
+
+
+@pytest.mark.parametrize("name", ["", "missing/out.json"])
+def test_a_file_that_cannot_be_is_refused_before_the_test(trained, tmp_path, name):
+    outcome = call(test_script.main, trained.checkpoint, "--out", tmp_path / name)
+    assert (outcome.code, outcome.out, len(outcome.err)) == (2, [], 1)
+    assert "name a file in a folder that is there" in outcome.err[0]
 
 
 def test_repeats_of_what_draws_nothing_are_refused(tmp_path):
