@@ -191,17 +191,14 @@ def convert(args, checkpoint, flags, snn_flags, loaders, device):
     return ann, net
 
 
-def minus(ours, theirs):
-    """Accuracy of one net minus another's in points, and half its 95 % interval, paired by image; bool [N] each."""
-    lost = 100 * (ours.double() - theirs.double())
-    return {"difference": lost.mean().item(), "half_interval": 1.96 * lost.std().item() / len(lost) ** 0.5}
-
-
 def draw(path, evaluation, ann_acc):
     """Accuracy against time-steps, of a converted net whose ANN has an accuracy of ann_acc in %."""
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     steps = range(1, len(evaluation.correct) + 1)
-    axis.plot(steps, [evaluation.top1(t) for t in steps], label=f"converted: {evaluation.top1():.2f} % in full")
+    marker = "." if len(steps) < 20 else ""
+    axis.plot(
+        steps, [evaluation.top1(t) for t in steps], marker=marker, label=f"converted: {evaluation.top1():.2f} % in full"
+    )
     axis.axhline(ann_acc, color="black", linestyle="--", label=f"without spikes: {ann_acc:.2f} %")
     axis.set(xlabel="time-steps", ylabel="test accuracy, %", xscale="log", title=f"{evaluation.count:,} test images")
     axis.legend(frameon=False)
@@ -243,20 +240,24 @@ def main(argv=None):
 
     def evaluate(net, name):
         how = dict(device=device, loss=loss, seed=flags.seed, amp=flags.amp, progress=progress)
-        see = lambda voltages, labels: rights[name].append((voltages[-1].argmax(1) == labels).cpu())  # noqa: E731
+
+        def see(voltages, labels):
+            rights[name].append((utill.likeliest(voltages)[-1, :, 0] == labels).cpu())
+
         return utill.evaluate(net, loaders.test, see=see, **how)
 
     ann_acc = evaluate(ann, "ann").top1()
     with utill.SpikeMeter(net) as meter:
         evaluation = evaluate(net, "snn")
-    lost = minus(*(torch.cat(rights[name]) for name in ("snn", "ann")))
+    lost = utill.minus(*(torch.cat(rights[name]) for name in ("snn", "ann")))
     T, epoch = args.num_steps, checkpoint.get("global_step")
     shown = args.steps or sorted({*(2**k for k in range(4, 14) if 2**k < T), T})
     print("time-steps   accuracy %", *(f"{t:10}{evaluation.top1(t):13.2f}" for t in shown), sep="\n")
     epoch = epoch if type(epoch) is int and epoch > 0 else 1
     result, log = result_of(evaluation, meter, snn_flags, loaders, epoch, shown)
     result |= {"ann_acc": ann_acc} | lost
-    print(f"ANN {ann_acc:.2f} %, difference {lost['difference']:+.2f} +- {lost['half_interval']:.2f}")
+    half = "" if lost["half_interval"] is None else f" +- {lost['half_interval']:.2f}"
+    print(f"ANN {ann_acc:.2f} %, difference {lost['difference']:+.2f}{half}")
     told = ("weight_norm", "percentile", "calibration_images", "calibration_steps")
     config = checkpoint["config"] | vars(snn_flags) | {key: getattr(args, key) for key in told}
     config["converted_from"] = config.pop("checkpoint")

@@ -475,7 +475,7 @@ class Run:
                 total = torch.as_tensor(progress[key]["sum"], dtype=torch.float32, device=self.device).reshape(())
                 setattr(self, key, utill.AverageMeter(total, int(progress[key]["count"])))
             kept = progress.get("norms", {"sum": 0.0, "count": 0})  # older checkpoints have none
-            total = torch.zeros(2, len(utill.synapses(self.net)), dtype=torch.float64, device=self.device)
+            total = torch.zeros(2, len(utill.synaptic_weights(self.net)), dtype=torch.float64, device=self.device)
             total += torch.as_tensor(kept["sum"], dtype=torch.float64, device=self.device)
             self.norms = utill.AverageMeter(total, int(kept["count"]))
             self.seconds, self.epoch_seconds = float(progress["seconds"]), float(progress["epoch_seconds"])

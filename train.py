@@ -127,7 +127,7 @@ def set_learning_rate(optimizer, lr):
 
 def train_step(net, loss, optimizer, scaler, amp, images, labels):
     """Forward, backward, update. Returns tensors on the device: mean loss, right answers, largest gradient, and [L] the
-    L2 norm of each synapse's weight gradient, as `utill.synapses` orders them.
+    L2 norm of each gradient of `utill.synaptic_weights`.
 
     loss: one of utill.LOSSES. On a CPU nothing is updated where loss or gradient is inf or nan; on a GPU asking would
     make it wait.
@@ -140,8 +140,8 @@ def train_step(net, loss, optimizer, scaler, amp, images, labels):
     scaler.scale(mean).backward()
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     largest = torch.nn.utils.get_total_norm(gradients, float("inf"))
-    weights = [synapse.weight for synapse in utill.synapses(net).values()]
-    norms = torch.stack([largest.new_zeros(()) if w.grad is None else w.grad.norm() for w in weights])
+    norms = [largest.new_zeros(()) if w.grad is None else w.grad.norm() for w in utill.synaptic_weights(net).values()]
+    norms = torch.stack(norms) if norms else largest.new_zeros(0)
     mean = mean.detach()
     if mean.device.type != "cpu" or (mean + largest).isfinite():
         scaler.step(optimizer)
@@ -172,7 +172,8 @@ def train_epoch(run, step, loader, args, signals):
             run.step += 1
             if args.amp != "fp16":  # whose gradients may overflow: the scaler then skips the step
                 worst = torch.maximum(worst, gradient)
-                run.norms.update(torch.stack([norms, norms**2]).double())
+                norms = norms.double()
+                run.norms.update(torch.stack([norms, norms**2]))
             due = args.save_every and run.step % args.save_every == 0
             if run.step % look_every == 0 or due or signals.wanted or run.step == len(loader):
                 mean, acc = float(run.losses.avg), 100 * float(run.rights.avg)
@@ -200,7 +201,7 @@ def end_epoch(run, loaders, judge, args, signals, mean, acc):
     if run.norms.count:
         mean, square = run.norms.avg.cpu()
         spread = (square - mean**2).clamp(min=0).sqrt()
-        names = utill.synapses(run.net)
+        names = utill.synaptic_weights(run.net)
         record["gradient_norm"] = dict(zip(names, mean.tolist(), strict=True))
         record["gradient_deviation"] = dict(zip(names, spread.tolist(), strict=True))  # from step to step
     record["mean_gamma"] = {layer: gamma.mean().item() for layer, gamma in run.net.gammas().items()}

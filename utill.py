@@ -256,6 +256,11 @@ def synapses(net):
     return {name: module for name, module in net.named_modules() if isinstance(module, kinds)}
 
 
+def synaptic_weights(net):
+    """{name: weight} of the synapses whose weight is learnt as it is: not computed from other parameters."""
+    return {name: module.weight for name, module in synapses(net).items() if module.weight.is_leaf}
+
+
 class SpikeMeter:
     """Count spikes and operations at every time-step, through forward hooks, in any net made of our parts.
 
@@ -361,6 +366,16 @@ def _same_memory(x, y):
     return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
 
 
+def minus(ours, theirs):
+    """Accuracy of one net minus another's in points, and half its 95 % interval, paired by image; bool [N] each.
+
+    As a dict with difference and half_interval; the latter is None of one image.
+    """
+    lost = 100 * (ours.double() - theirs.double())
+    half = 1.96 * lost.std().item() / len(lost) ** 0.5 if len(lost) > 1 else None
+    return {"difference": lost.mean().item(), "half_interval": half}
+
+
 class Evaluation(NamedTuple):
     """Correct answers over a data set; the lists are indexed by the time-steps run, minus one."""
 
@@ -377,6 +392,11 @@ class Evaluation(NamedTuple):
 
     def top5(self, steps=None):
         return 100.0 * self.correct5[(steps or len(self.correct5)) - 1] / self.count
+
+
+def likeliest(voltages):
+    """The five classes, or all there are, of the highest voltage, highest first: [T, B, K] -> [T, B, 5]."""
+    return voltages.topk(min(5, voltages.shape[-1]), dim=-1).indices
 
 
 @torch.no_grad()
@@ -400,7 +420,7 @@ def evaluate(net, loader, device, loss, seed=0, steps=None, amp="off", progress=
         losses.update(loss(voltages, labels).item(), len(labels))
         if see is not None:
             see(voltages, labels)
-        hits = voltages.topk(min(5, num_cls), dim=-1).indices == labels[:, None]  # [T, B, 5]
+        hits = likeliest(voltages) == labels[:, None]  # [T, B, 5]
         correct += hits[..., 0].sum(1)
         correct5 += hits.any(-1).sum(1)
         class_count += torch.bincount(labels, minlength=num_cls)

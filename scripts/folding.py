@@ -23,7 +23,6 @@ from make_tables import table
 from tqdm import tqdm
 
 import arguments
-import convert
 import data
 import nets
 import runs
@@ -121,7 +120,7 @@ def measure(net, loader, seed):
         })  # fmt: skip
     accuracy = {way: {"top1": 100 * right.mean().item()} for way, right in rights.items()}
     for way in KINDS:
-        accuracy[way] |= convert.minus(rights[way], rights["exact"])
+        accuracy[way] |= utill.minus(rights[way], rights["exact"])
     return {"count": len(rights["exact"]), "num_steps": net.num_steps, "layers": layers, "accuracy": accuracy}
 
 

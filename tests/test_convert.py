@@ -17,6 +17,7 @@ import nets
 import runs
 import test as test_script
 import train
+import utill
 from baselines import ANN, IF
 from model import NoNorm, SpikingVGG
 from utill import UserError
@@ -204,7 +205,7 @@ def test_a_converted_net_answers_as_the_ann(ann, tmp_path, flags):
 def test_the_difference_of_two_nets_is_paired_by_image():
     ours, theirs = (torch.tensor([*map(bool, rights)]) for rights in ([1, 1, 0, 0, 1], [1, 0, 1, 1, 1]))
     # 0, 100, -100, -100, 0: mean -20, variance 7000
-    found = convert.minus(ours, theirs)
+    found = utill.minus(ours, theirs)
     assert found["difference"] == pytest.approx(-20)
     assert found["half_interval"] == pytest.approx(1.96 * (7000 / 5) ** 0.5)
 

@@ -107,6 +107,16 @@ def test_a_step_with_ce_is_the_authors_to_the_last_bit():
     assert all(torch.equal(state[name], tensor) for name, tensor in net.state_dict().items())
 
 
+def test_a_weight_computed_from_others_has_no_norm_in_the_log():
+    net = small_net()
+    torch.nn.utils.parametrizations.weight_norm(net.fc2)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    rest = utill.CrossEntropy(), optimizer, torch.amp.GradScaler(enabled=False), "off"
+    *_, norms = train.train_step(net, *rest, torch.randn(8, 1, 4, 4).double(), torch.arange(8))
+    assert list(utill.synaptic_weights(net)) == ["fc1", "fc3"]
+    assert norms.tolist() == [net.fc1.weight.grad.norm().item(), net.fc3.weight.grad.norm().item()]
+
+
 def test_a_step_asks_the_net_once_and_gives_the_loss_all_voltages():
     seen = []
 
