@@ -7,28 +7,22 @@ import itertools
 import math
 import statistics
 
-from claim_parts import FAILS, HOLDS, OPEN, interval, judged, mean_and_half, verdict
-from make_tables import flags_of, paired
+from claim_parts import FAILS, HOLDS, OPEN, interval, judged, mean_and_half, steps_of, verdict
+from make_tables import paired
 
 from utill import learning_rate
 
 ROWS = "gamma_0", "gamma_3.05", "gamma_18.3", "published_gamma_0", "published"
-NETS = {  # {row: what its nets are}
+NETS = {  # {row: what its nets are}; an exponent is the same total decay, in other steps
     "gamma_0": "without weight decay on gammas",
-    "gamma_3.05": "with the published command's weight decay on gammas (exponent 3.05)",
-    "gamma_18.3": "with the paper's weight decay on gammas (exponent 18.3)",
+    "gamma_3.05": "with the weight decay of the published command's exponent (3.05) on gammas",
+    "gamma_18.3": "with the weight decay of the paper's exponent (18.3) on gammas",
 }
-PUBLISHED = flags_of("train.py --config configs/cifar10_vgg9.yaml", "the published command")
 RULE = 0.1  # the threshold of the paper's early exit
 
 
 def gamma_of(run):
     return run["exit"]["mean_gamma"]
-
-
-def steps_of(run):
-    """Steps of SGD in one of the run's epochs."""
-    return run["train_images"] // run["config"]["batch_size"]
 
 
 def rates(run):
@@ -54,36 +48,42 @@ def decayed(run):
 
 
 def touched(gammas):
-    """{step: mean gamma} of the steps that training reached. At the others, gammas keep their first value, exactly 1:
-    firing first, nothing has come so far yet, or can still reach the output."""
+    """{step: mean gamma} of the steps whose mean gamma is not exactly 1, the value that all begin with."""
     return {step: value for step, value in enumerate(gammas, start=1) if value != 1.0}
 
 
-def thirds(values):
-    """(middle, last) third of the steps that training reached; both empty of fewer than three."""
-    values = [*touched(values).values()]
-    third = len(values) // 3
-    return (values[third : len(values) - third], values[len(values) - third :]) if third else ([], [])
+def all_steps(gammas):
+    return dict(enumerate(gammas, start=1))
 
 
-def late_over_middle(gammas):
-    """{layer: mean gamma of the last third of its steps over that of the middle third}, of layers of three steps on."""
-    parts = {layer: thirds(values) for layer, values in gammas.items()}
-    return {layer: statistics.mean(late) / statistics.mean(middle) for layer, (middle, late) in parts.items() if late}
+def untouched(values):
+    """(how many first steps, how many last steps) kept a mean gamma of exactly 1; (0, all) if all did."""
+    steps = [*touched(values)] or [1, 0]
+    return steps[0] - 1, len(values) - steps[-1]
 
 
-def late_over_peak(gammas):
-    """{layer: mean gamma of the last third of its steps over the largest of any step}, of layers of three steps on."""
-    parts = {layer: (thirds(values)[1], touched(values).values()) for layer, values in gammas.items()}
-    return {layer: statistics.mean(late) / max(every) for layer, (late, every) in parts.items() if late}
+def thirds(steps):
+    """(middle, last) third of some steps; both empty of fewer than three."""
+    steps, third = [*steps], len(steps) // 3
+    return (steps[third : len(steps) - third], steps[len(steps) - third :]) if third else ([], [])
 
 
-RATIOS = {"late / middle": late_over_middle, "late / peak": late_over_peak}
+def late_over_middle(gammas, count=touched):
+    """{layer: mean gamma of the last third of its steps over that of the middle third}, of layers of three steps on.
+
+    count: gives {step: mean gamma} of the steps that count.
+    """
+    ratios = {}
+    for layer, values in gammas.items():
+        middle, late = thirds(count(values).values())
+        if late:
+            ratios[layer] = statistics.mean(late) / statistics.mean(middle)
+    return ratios
 
 
-def over_layers(found, name, ratio):
-    """{seed: mean over layers of a ratio} of a row's runs."""
-    ratios = {run["seed"]: ratio(gamma_of(run)).values() for run in found.get(name, [])}
+def over_layers(found, name, count=touched):
+    """{seed: late / middle in the mean of layers} of a row's runs."""
+    ratios = {run["seed"]: late_over_middle(gamma_of(run), count).values() for run in found.get(name, [])}
     return {seed: statistics.mean(values) for seed, values in ratios.items() if values}
 
 
@@ -101,22 +101,22 @@ def exit_at(run, threshold):
 
 def tell_fall(kept):
     """Gammas fall late if late / middle is below 1."""
-    if not (ratios := [*over_layers(kept, "gamma_0", late_over_middle).values()]):
+    if not (ratios := [*over_layers(kept, "gamma_0").values()]):
         return None
     mean, half = mean_and_half(ratios)
-    seen = f"[late / middle](claims/gamma.md) without weight decay on gammas: {interval(mean, half, '.3f')}"
+    seen = f"[late / middle](claims/gamma.md) without weight decay on gammas: {interval(mean, half, '.5f')}"
     return seen, len(ratios), verdict(1 - mean, half)
 
 
 def tell_deeper(kept, name):
-    """The decay of a row does not deepen the fall if late / peak is not below that without decay."""
-    with_decay, without = (over_layers(kept, row, late_over_peak) for row in (name, "gamma_0"))
+    """The decay of a row does not deepen the fall if late / middle is not below that without decay."""
+    with_decay, without = (over_layers(kept, row) for row in (name, "gamma_0"))
     if not (pair := paired(with_decay, without)):
         return None
     mean, half, n = pair
     both = (statistics.mean(row[seed] for seed in row.keys() & other.keys())
             for row, other in ((with_decay, without), (without, with_decay)))  # fmt: skip
-    seen = "[late / peak](claims/gamma.md) {:.3f} with it, {:.3f} without: ".format(*both)
+    seen = "[late / middle](claims/gamma.md) {:.3f} with it, {:.3f} without: ".format(*both)
     return seen + interval(mean, half, "+.3f"), n, verdict(mean, half)
 
 
@@ -124,7 +124,7 @@ def tell_exit(kept, name):
     """The rule exits early if it does in each net."""
     runs = kept[name]
     points, T = [exit_at(run, RULE) for run in runs], runs[0]["num_steps"]
-    seen = f"[exit steps](claims/gamma.md) {exit_steps(points)} of {T}"
+    seen = f"[exit steps](claims/gamma.md) {exit_steps(points, T)} of {T}"
     if name != "gamma_0":
         lost = [point["acc"] - run["test_acc"] for point, run in zip(points, runs, strict=True)]
         seen += f"; accuracy there minus that of all steps: {interval(*mean_and_half(lost))}"
@@ -132,8 +132,9 @@ def tell_exit(kept, name):
     return seen, len(runs), early if len(runs) > 1 else OPEN
 
 
-def exit_steps(points):
-    return ", ".join(str(point["exit_step"]) for point in points)
+def exit_steps(points, T):
+    """'19, none': an exit at T is none."""
+    return ", ".join(str(point["exit_step"]) if point["exit_step"] < T else "none" for point in points)
 
 
 def claims(found):

@@ -3,11 +3,12 @@
 import contextlib
 import math
 import statistics
+import textwrap
 from collections.abc import Callable
 from typing import NamedTuple
 
 import matplotlib.style
-from make_tables import student
+from make_tables import flags_of, student
 from matplotlib.figure import Figure
 
 from figures import DPI, STYLE, WIDTH
@@ -16,6 +17,7 @@ from runs import write_atomically
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told at this scale"
 FEW_SEEDS = 3  # a line of fewer says so
+PUBLISHED = flags_of("train.py --config configs/cifar10_vgg9.yaml", "the published command")
 CLASSES = 10  # of data sets but CIFAR: no file of a run tells how many there are
 
 
@@ -59,6 +61,31 @@ def did_not_learn(runs):
     """'did not learn: 10.00, 14.71 % (chance is 10 %)'"""
     accuracies = ", ".join(f"{run['test_acc']:.2f}" for run in runs)
     return f"did not learn: {accuracies} % (chance is {chance(runs[0]):g} %)"
+
+
+def those_that_learnt(found, names):
+    """{row: its runs that learnt}, of those of these rows that have any."""
+    kept = {name: [run for run in found.get(name, []) if learnt(run)] for name in names}
+    return {name: runs for name, runs in kept.items() if runs}
+
+
+def unlearnt(found, names, label):
+    """A paragraph on the nets of these rows that did not learn, their row as label(run) tells it; "" where all did."""
+    told, decays = [], False
+    for name in names:
+        runs = found.get(name, [])
+        if bad := [run for run in runs if not learnt(run)]:
+            told.append(f"{len(bad)} of {len(runs)} nets {label(bad[0])} {did_not_learn(bad)}")
+            decays = decays or bad[0]["config"]["gamma_weight_decay"] > 0
+    if not told:
+        return ""
+    text = (
+        f"{'; '.join(told)}. An accuracy below twice chance counts as not learnt; no results of such nets stand below."
+    )
+    if decays:
+        text += " Equal exponents in few steps are not the paper's condition, so that this tells nothing of the paper's"
+        text += " own training."
+    return f"\n{filled(text)}"
 
 
 def judged(found, rows, page, where, text, tell):
@@ -122,6 +149,30 @@ def setting(run):
     told = [f"{config['arch']}, {config['dataset']}{size}", f"{config['encoding']}, T = {config['num_steps']}"]
     told += [f"{run['train_images']:,} training images, {config['num_epochs']} epochs", f"{run['count']:,} test images"]
     return ", ".join(told)
+
+
+def steps_of(run):
+    """Steps of SGD in one of the run's epochs."""
+    return run["train_images"] // run["config"]["batch_size"]
+
+
+def training(run):
+    """How a run was trained, in words, beside the published command."""
+
+    def told(config):
+        rate = f"learning rate {config['lr']:g} ({config['lr_schedule']} schedule), batches of {config['batch_size']}"
+        return f"{rate}, momentum {config['momentum']:g}, weight decay {config['weight_decay']:g}"
+
+    ours, epochs = run["config"], PUBLISHED["num_epochs"]
+    return (
+        f"Training: {told(ours)} of all weights but gammas, {ours['num_epochs'] * steps_of(run):,} steps. The "
+        f"published command (`configs/cifar10_vgg9.yaml`): {told(PUBLISHED)} of all weights and gammas, {epochs} "
+        "epochs."
+    )
+
+
+def filled(text, **more):
+    return textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False, **more) + "\n"
 
 
 @contextlib.contextmanager

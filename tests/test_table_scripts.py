@@ -445,5 +445,5 @@ def test_claims_run_from_start_to_end(place):
     assert outcome.code == 0, outcome.err
     assert "without weight decay on gammas" in (place.results / "claims.md").read_text()
     written = {path.name for path in (place.results / "claims").glob("*.*")}
-    assert written == {"gamma.md", "gamma.png", "gamma_exits.png", "steps.png"}
+    assert written == {"gamma.md", "steps.png"}  # such a net does not learn, and has no figures
     assert "top1" in json.loads((place.results / "claims" / "bn" / "seed0" / "averaged.json").read_text())
