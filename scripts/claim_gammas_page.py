@@ -7,14 +7,12 @@ import statistics
 from claim_gammas import (
     ROWS,
     RULE,
-    all_steps,
     decayed,
     exit_at,
     exit_steps,
     exponent,
     gamma_of,
     late_over_middle,
-    over_layers,
     thirds,
     touched,
     untouched,
@@ -24,15 +22,12 @@ from claim_parts import (
     Page,
     drawn,
     filled,
-    interval,
-    mean_and_half,
     setting,
     spread,
     steps_of,
     those_that_learnt,
     training,
     unlearnt,
-    verdict,
 )
 from make_tables import mean_and_deviation, table
 
@@ -238,12 +233,6 @@ def directions(runs):
         most = max(moved, key=moved.get, default=None)
         told.append(f"{len(moved)} {verb}" + (f", by {moved[most]:.4f} at most ({most})" if moved else ""))
     text = f"Without decay, of {len(ratios)} layers {told[0]}, and {told[1]} (late / middle, mean of seeds)."
-    both = [mean_and_half([*over_layers({"": runs}, "", count).values()]) for count in (touched, all_steps)]
-    ours, every = (interval(*one, ".5f") for one in both)
-    if ours != every:
-        text += f" In the mean of layers it is {ours}; with the steps that keep exactly 1 it would be {every}"
-        hangs = len({verdict(1 - mean, half) for mean, half in both}) > 1
-        text += ", so that the line of claims.md on a late fall hangs on leaving them out." if hangs else "."
     return filled(text)
 
 

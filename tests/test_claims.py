@@ -148,7 +148,12 @@ def test_the_fall_of_gamma_is_its_last_third_over_its_middle_third_in_the_mean_o
 
 @pytest.mark.parametrize(
     ("late", "verdict"),
-    [([0.9, 0.91], "does not hold, in 2 seeds"), ([0.7, 0.9], OPEN), ([0.6, 0.61], "holds, in 2 seeds")],
+    [
+        ([0.9, 0.91], "does not hold, in 2 seeds"),
+        ([0.7, 0.9], OPEN),
+        ([0.6, 0.61], "holds, in 2 seeds"),
+        ([0.796, 0.796], "does not hold, in 2 seeds"),  # half a percent is no fall to speak of
+    ],
 )
 def test_gammas_that_rise_late_speak_against_the_exit_and_noise_for_nothing(place, late, verdict):
     for seed, last in enumerate(late):
@@ -305,17 +310,6 @@ def test_the_page_counts_layers_that_fall_and_that_rise_without_decay(place):
     place.rows()
     told = "of 3 layers 2 fall, by 0.2000 at most (conv1), and 1 rise, by 0.0020 at most (fc1) (late / middle"
     assert f"Without decay, {told}" in words_of(place)
-
-
-def test_the_page_says_where_a_verdict_hangs_on_steps_that_keep_one():
-    def said(*rows):
-        runs = [{"seed": seed, "exit": {"mean_gamma": {"fc1": gammas}}} for seed, gammas in enumerate(rows)]
-        return " ".join(claim_gammas_page.directions(runs).split())
-
-    moved = [0.9, 0.8, 0.9, 1.0, 1.0]  # 0.9 / 0.8; with all 1 / 0.9
-    assert said(moved, moved).endswith("it would be 1.11111 (1.11111 to 1.11111).")
-    found = said([0.9, 0.8, 0.7, 1.0, 1.0], [0.9, 0.8, 0.7, 1.0, 1.0])  # 0.7 / 0.8; 1 / 0.833
-    assert found.endswith(", so that the line of claims.md on a late fall hangs on leaving them out.")
 
 
 @pytest.mark.parametrize(
