@@ -46,6 +46,7 @@ if argv[0] == "train.py" and "STOP" in os.environ:  # in the second step
 os.execv(sys.executable, [sys.executable, *argv])
 """
 TINY = "--num_epochs 1 --limit_train 9 --limit_test 4 --batch_size 3 --device cpu"
+SMALL = f"{TINY} --img_size 8"
 
 
 class Row(NamedTuple):
@@ -299,13 +300,13 @@ def test_a_script_that_is_stopped_goes_on_and_a_finished_one_does_nothing(place)
     flags = "--budget", "mini", "--rows", "cifar10_bntt", "cifar10_none"
     first, second = (place.results / f"cifar10jpeg_mini_vgg9{suffix}" / "seed0" for suffix in ("", "_none"))
 
-    stopped = place.run("table1", *flags, STOP="1")
+    stopped = place.run("table1", *flags, tiny=SMALL, STOP="1")
     assert stopped.code == 143
     assert (first / "last.pth.tar").exists()
     assert not (first / "result.json").exists()
     assert not second.exists()
 
-    done = place.run("table1", *flags)
+    done = place.run("table1", *flags, tiny=SMALL)
     assert done.code == 0, done.err
     (resumed,) = json.loads((first / "environment.json").read_text())["resumed"]
     assert (resumed["epoch"], resumed["step"]) == (0, 2)
@@ -327,12 +328,12 @@ def test_a_script_that_is_stopped_goes_on_and_a_finished_one_does_nothing(place)
 def test_a_run_in_a_warm_process_is_that_of_a_process_of_its_own(place):
     image_tree(place.folder / "data")
     flags = ["table1", "--budget", "mini", "--rows", "cifar10_none", "--seeds"]
-    assert place.run(*flags, "1").code == 0
+    assert place.run(*flags, "1", tiny=SMALL).code == 0
     run = place.results / "cifar10jpeg_mini_vgg9_none" / "seed1"
     alone = torch.load(run / "best.pth.tar")["state_dict"]
     shutil.rmtree(place.results)
     commands = len(place.commands())
-    assert place.run(*flags, "0 1", WARM=1, FLAGS=TINY).code == 0
+    assert place.run(*flags, "0 1", WARM=1, FLAGS=SMALL).code == 0
     warm = torch.load(run / "best.pth.tar")["state_dict"]
     assert alone.keys() == warm.keys()
     assert all(torch.equal(value, warm[key]) for key, value in alone.items())
@@ -350,7 +351,7 @@ def test_a_mistake_in_a_warm_process_ends_the_script(place):
 def test_table1_converts_its_ann_and_goes_on_from_there(place):
     image_tree(place.folder / "data")
     flags = "--budget", "mini", "--rows", "cifar10_ann", "cifar10_conversion", "cifar10_hybrid"
-    outcome = place.run("table1", *flags)
+    outcome = place.run("table1", *flags, tiny=SMALL)
     assert outcome.code == 0, outcome.err
     for name, neuron in (("ann", "lif"), ("conversion", "if"), ("hybrid", "learnt_lif")):
         config = (place.results / f"cifar10jpeg_mini_vgg9_{name}" / "seed0" / "config.yaml").read_text()
@@ -361,7 +362,7 @@ def test_table1_converts_its_ann_and_goes_on_from_there(place):
     assert "| imagefolder, vgg9, none, if | 6 |" in page
     assert "\n    python convert.py results/cifar10jpeg_mini_vgg9_ann/seed0/best.pth.tar " in page
     before = place.files()
-    assert place.run("table1", *flags).code == 0
+    assert place.run("table1", *flags, tiny=SMALL).code == 0
     assert place.files() == before
 
 
@@ -387,10 +388,10 @@ def test_table2_trains_its_rows(place):
     for split in ("Train", "Test"):
         for k in range(10):
             written(place.folder / "data" / split / str(k) / "0.bin", nmnist_bytes(noise(50, 34, seed=k)))
-    outcome = place.run("table2", "--budget", "mini", "--rows", "bn")
+    outcome = place.run("table2", "--budget", "mini", "--rows", "bn", tiny=f"{TINY} --num_steps 3")
     assert outcome.code == 0, outcome.err
     result = json.loads((place.results / "nmnist_small_cnn7_bn" / "seed0" / "result.json").read_text())
-    assert (result["dataset"], result["norm"], result["num_steps"]) == ("nmnist", "bn", 20)
+    assert (result["dataset"], result["norm"], result["num_steps"]) == ("nmnist", "bn", 3)
 
 
 @pytest.mark.slow
@@ -399,7 +400,7 @@ def test_table3_trains_its_rows(place):
         raw, rng = place.folder / "data" / "MNIST" / "raw", np.random.default_rng(0)
         write_idx(raw / f"{part}-images-idx3-ubyte", rng.integers(0, 256, (10, 28, 28)))
         write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(10))
-    outcome = place.run("table3", "--budget", "mini", "--rows", "bntt")
+    outcome = place.run("table3", "--budget", "mini", "--rows", "bntt", WARM=1, FLAGS=TINY)
     assert outcome.code == 0, outcome.err
     run = place.results / "smnist_mini_fc3_bntt" / "seed0"
     assert json.loads((run / "result.json").read_text())["num_steps"] == 784
@@ -440,10 +441,10 @@ def test_robustness_measures_the_nets_that_are_there_and_not_again(place):
 
 def test_claims_run_from_start_to_end(place):
     image_tree(place.folder / "data", suffix="png")
-    tiny = TINY + " --num_steps 3 --dataset imagefolder"
-    outcome = place.run("claims", "--rows", "gamma_0", "bn", "--seeds", "0", tiny=tiny)
+    tiny = f"{SMALL} --num_steps 3 --dataset imagefolder"
+    outcome = place.run("claims", "--rows", "gamma_0", "bn", "--seeds", "0", WARM=1, FLAGS=tiny)
     assert outcome.code == 0, outcome.err
     assert "without weight decay on gammas" in (place.results / "claims.md").read_text()
     written = {path.name for path in (place.results / "claims").glob("*.*")}
-    assert written == {"gamma.md", "steps.png"}  # such a net does not learn, and has no figures
+    assert written >= {"gamma.md", "steps.png"}  # figures of gammas if the net happens to learn
     assert "top1" in json.loads((place.results / "claims" / "bn" / "seed0" / "averaged.json").read_text())
