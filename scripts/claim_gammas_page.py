@@ -21,7 +21,6 @@ from claim_parts import (
     PUBLISHED,
     Page,
     drawn,
-    filled,
     setting,
     spread,
     steps_of,
@@ -29,7 +28,7 @@ from claim_parts import (
     training,
     unlearnt,
 )
-from make_tables import mean_and_deviation, table
+from make_tables import filled, mean_and_deviation, table
 
 from figures import colours, legend, line, per_layer, time_axis, ylabel
 from utill import learning_rate

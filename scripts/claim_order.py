@@ -10,7 +10,6 @@ from claim_parts import (
     OPEN,
     Page,
     drawn,
-    filled,
     interval,
     judged,
     mean_and_half,
@@ -20,7 +19,7 @@ from claim_parts import (
     unlearnt,
     verdict,
 )
-from make_tables import paired, table
+from make_tables import filled, paired, table
 
 from figures import legend, per_layer, shades, time_axis, ylabel
 

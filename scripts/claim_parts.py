@@ -3,12 +3,11 @@
 import contextlib
 import math
 import statistics
-import textwrap
 from collections.abc import Callable
 from typing import NamedTuple
 
 import matplotlib.style
-from make_tables import flags_of, student
+from make_tables import filled, flags_of, student
 from matplotlib.figure import Figure
 
 from figures import DPI, STYLE, WIDTH
@@ -169,10 +168,6 @@ def training(run):
         f"published command (`configs/cifar10_vgg9.yaml`): {told(PUBLISHED)} of all weights and gammas, {epochs} "
         "epochs."
     )
-
-
-def filled(text, **more):
-    return textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False, **more) + "\n"
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import re
 import shlex
 import statistics
 import sys
+import textwrap
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root
@@ -250,15 +251,13 @@ def orderings(found):
             verdicts.setdefault(key, []).append(other)
         if told:
             verdict = "; ".join(f"{key} {', '.join(names)}" for key, names in verdicts.items())
-            lines.append(f"Table {number}, BNTT ahead: BNTT minus {', '.join(told)}: {verdict}.\n")
+            lines.append(filled(f"Table {number}, BNTT ahead: BNTT minus {', '.join(told)}: {verdict}."))
     start, scratch = ({run["seed"]: run["test_acc"] for run in found.get(f"{MINI}_{name}", [])} for name in HYBRIDS)
     if pair := paired(start, scratch):
         mean, half, n = pair
         told = f"{mean:+.2f} ({f'{mean - half:+.2f} to {mean + half:+.2f}, ' if half else ''}n = {n})"
-        lines.append(
-            f"Hybrid training from a converted net minus that net from scratch, on as many images: {told}. Each has "
-            "its own learning rate; the images that the ANN saw before do not count.\n"
-        )
+        told = f"Hybrid training from a converted net minus that net from scratch, on as many images: {told}. Each has "
+        lines.append(filled(f"{told}its own learning rate; the images that the ANN saw before do not count."))
     return "\n".join([*lines, *([mini_limits(found[MINI][0])] if lines and MINI in found else [])])
 
 
@@ -281,6 +280,11 @@ def wilson(percent, count):
     centre, scale = p + z**2 / (2 * count), 1 + z**2 / count
     half = z * (p * (1 - p) / count + z**2 / (4 * count**2)) ** 0.5
     return 100 * (centre - half) / scale, 100 * (centre + half) / scale
+
+
+def filled(text, **more):
+    """A paragraph in lines of 120 characters; more: as textwrap.fill takes it."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False, **more) + "\n"
 
 
 def table(heads, rows):
