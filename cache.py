@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.datasets.utils import check_integrity, download_url
 from tqdm import tqdm
 
 from utill import UserError, reason_of
@@ -147,6 +146,8 @@ def download(url, path, md5):
     Raises UserError if the file does not have that md5 sum, or cannot be fetched; then there is no file at `path`
     unless it was there before.
     """
+    from torchvision.datasets.utils import check_integrity, download_url
+
     if not path.exists():
         instead = f"try again, or fetch {url} on a machine with internet and put {path.name} into {path.parent}"
         with aside(path, instead) as folder:

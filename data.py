@@ -27,7 +27,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
-from torchvision import datasets as published
 
 import event_data
 import image_data
@@ -54,8 +53,8 @@ class Row(NamedTuple):
 
 
 DATASETS = {
-    "cifar10": Row(partial(image_data.cifar, published.CIFAR10), stats=image_data.CIFAR10_STATS),
-    "cifar100": Row(partial(image_data.cifar, published.CIFAR100), stats=image_data.CIFAR100_STATS),
+    "cifar10": Row(partial(image_data.cifar, "CIFAR10"), stats=image_data.CIFAR10_STATS),
+    "cifar100": Row(partial(image_data.cifar, "CIFAR100"), stats=image_data.CIFAR100_STATS),
     "imagefolder": Row(image_data.imagefolder),
     "tiny_imagenet": Row(image_data.tiny_imagenet, stats=image_data.TINY_IMAGENET_STATS),
     "smnist": Row(image_data.mnist, "pixels", augment=False, mirrored=False, stats=UNIT_STATS),

@@ -1,6 +1,7 @@
 """The image data sets, one function (args, train_too) -> Raw each; `synthetic` is a short example.
 
-args: the data flags of train.py. Shapes: N images, C channels, H x W pixels.
+args: the data flags of train.py. Shapes: N images, C channels, H x W pixels. torchvision, whose import takes a second,
+is imported by what needs it.
 """
 
 import hashlib
@@ -17,9 +18,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torchvision import datasets as published
-from torchvision.datasets.utils import check_integrity, download_and_extract_archive, extract_archive
-from torchvision.transforms import functional as transforms
 
 from cache import aside, cached_array, download, extract_zip, file_facts
 from utill import UserError, reading
@@ -99,14 +97,17 @@ def stratified_order(labels, seed):
 # ---- Data sets: (args, train_too) -> Raw -------------------------------------------------------
 
 
-def cifar(dataset, args, train_too):
+def cifar(name, args, train_too):
     """CIFAR-10 or CIFAR-100 from data_dir: as published or as a tree of images, else downloaded there.
 
-    dataset: torchvision's class. Raises UserError if a file is damaged or cannot be downloaded.
+    name: of torchvision's class. Raises UserError if a file is damaged or cannot be downloaded.
     """
-    root = Path(args.data_dir)
+    from torchvision import datasets
+    from torchvision.datasets.utils import check_integrity, extract_archive
+
+    root, dataset = Path(args.data_dir), getattr(datasets, name)
     folder, archive = root / dataset.base_folder, root / dataset.filename
-    if not folder.exists() and not archive.exists() and (raw := cifar_tree(dataset, root, train_too)):
+    if not folder.exists() and not archive.exists() and (raw := cifar_tree(name, root, train_too)):
         return hashed(raw)
     if archive.exists() and not folder.exists() and not check_integrity(archive, dataset.tgz_md5):
         raise UserError(f"{archive} is incomplete or damaged: remove it and fetch {dataset.url} again")
@@ -118,9 +119,9 @@ def cifar(dataset, args, train_too):
             else:
                 dataset(inside, download=True)
     meta = [dataset.meta["filename"], dataset.meta["md5"]]
-    for name, md5 in [*dataset.train_list, *dataset.test_list, meta]:
-        if not check_integrity(folder / name, md5):
-            raise UserError(f"{folder / name} is missing or damaged: move {folder} away and fetch {dataset.url} again")
+    for file, md5 in [*dataset.train_list, *dataset.test_list, meta]:
+        if not check_integrity(folder / file, md5):
+            raise UserError(f"{folder / file} is missing or damaged: move {folder} away and fetch {dataset.url} again")
 
     def split(data):
         return Split(torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets))
@@ -141,13 +142,12 @@ def hashed(raw):
     return raw._replace(record=raw.record | {"sha256": sums})
 
 
-def cifar_tree(dataset, root, train_too):
+def cifar_tree(name, root, train_too):
     """Raw of a tree train/<class>/*.png, test/<class>/*.png in `root` or in its cifar10/ or cifar100/; None if none.
 
     A folder is taken for such a tree if more than half of the classes are there. Raises UserError if it has
     other classes than the set, images of another size, or JPEG files, whose pixels are not those of the set.
     """
-    name = dataset.__name__
     classes, parts = CIFAR_CLASSES[name].split(), [part for names in SPLIT_FOLDERS.values() for part in names]
     for folder in (root, root / name.lower(), root / name):
         if any(2 * sum((folder / part / k).is_dir() for k in classes) > len(classes) for part in parts):
@@ -161,13 +161,11 @@ def cifar_tree(dataset, root, train_too):
 
 
 def digits(args, train_too):
-    """scikit-learn's 1,797 handwritten digits, 8x8, grey; a fixed stratified fifth is for testing."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = torch.from_numpy(np.rint(bunch.images * 255 / 16).astype(np.uint8))[:, None]
-    labels = torch.from_numpy(bunch.target).long()
-    order = stratified_order(bunch.target, [0, FIXED])
+    """The 1,797 handwritten digits of digits.npz (docs/data.md), 8x8, grey; a fixed stratified fifth is for testing."""
+    with np.load(Path(__file__).with_name("digits.npz")) as file:  # images: uint8 [N, 8, 8], 0 to 16
+        images = torch.from_numpy(np.rint(file["images"] * (255 / 16)).astype(np.uint8))[:, None]
+        labels = torch.from_numpy(file["labels"]).long()
+    order = stratified_order(labels.numpy(), [0, FIXED])
     train, test = np.sort(order[360:]), np.sort(order[:360])
     return Raw(Split(images[train], labels[train]), Split(images[test], labels[test]), DIGITS)
 
@@ -286,11 +284,13 @@ def read_lines(path):
 
 def mnist(args, train_too):
     """MNIST's idx files, grey, 28x28, from data_dir/MNIST/raw; what is missing is unpacked or downloaded there."""
+    from torchvision import datasets
+
     root = Path(args.data_dir)
     if not all((root / "MNIST/raw" / name).exists() for name in MNIST_FILES):
         fetch_mnist(root)
     with reading(f"MNIST in {root}"):
-        splits = [published.MNIST(root, train=train) for train in ([True, False] if train_too else [False])]
+        splits = [datasets.MNIST(root, train=train) for train in ([True, False] if train_too else [False])]
         if any(len(s.data) != len(s.targets) or s.targets.max() > 9 for s in splits):
             raise ValueError("images and labels do not go together")
     splits = [Split(split.data[:, None], split.targets) for split in splits]
@@ -302,15 +302,18 @@ def fetch_mnist(root):
 
     A .gz is used only if its md5 sum is the published one.
     """
+    from torchvision.datasets import MNIST
+    from torchvision.datasets.utils import check_integrity, download_and_extract_archive
+
     raw = root / "MNIST/raw"
-    for packed, md5 in published.MNIST.resources:
+    for packed, md5 in MNIST.resources:
         path = raw / packed.removesuffix(".gz")
         if not path.exists():
             with aside(path, f"put the four files of MNIST ({MNIST_FILES[0]} ...) into {raw}") as folder:
                 for place in (raw, raw.parent, root):
                     if check_integrity(place / packed, md5):
                         shutil.copy(place / packed, folder)  # then it is not downloaded
-                download_and_extract_archive(published.MNIST.mirrors[0] + packed, folder, filename=packed, md5=md5)
+                download_and_extract_archive(MNIST.mirrors[0] + packed, folder, filename=packed, md5=md5)
 
 
 # ---- Files of images ---------------------------------------------------------------------------
@@ -436,7 +439,8 @@ def read_image(path, in_channels=3):
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return transforms.pil_to_tensor(image.convert("RGB" if in_channels == 3 else "L"))
+        pixels = np.array(image.convert("RGB" if in_channels == 3 else "L"))
+        return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)
 
 
 def to_8_bits(image):
@@ -469,6 +473,8 @@ def resize(images, size):
     """uint8 [..., H, W] -> [..., size, size]: bilinear with antialias, unchanged if already so."""
     if images.shape[-2:] == (size, size):
         return images
+    from torchvision.transforms import functional as transforms
+
     return torch.cat([transforms.resize(part, [size, size], antialias=True) for part in images.split(CHUNK)])
 
 

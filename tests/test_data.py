@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, call
+from conftest import ROOT, TINY, call
 from PIL import Image
 from torchvision import datasets as published
 from torchvision.transforms import functional as transforms
@@ -280,6 +280,13 @@ def test_digits_train_and_test_hold_all_1797_and_do_not_follow_the_seed():
     assert torch.equal(first.test.maker.split.images, second.test.maker.split.images)
     assert len(first.train.maker.split.labels) + len(first.test.maker.split.labels) == 1797
     assert (first.facts.in_channels, first.facts.img_size) == (1, 8)
+
+
+def test_digits_are_the_published_ones():
+    """sha256 of the bytes of scikit-learn 1.9's load_digits(): its images (0 to 16), then its labels, in its order."""
+    with np.load(ROOT / "digits.npz") as file:
+        found = hashlib.sha256(file["images"].tobytes() + file["labels"].tobytes()).hexdigest()
+    assert found == "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 
 
 def test_synthetic_classes_can_be_told_apart():

@@ -6,6 +6,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import call
 from test_data import cifar  # noqa: F401 (a fixture)
 from test_events import cifar10, nmnist  # noqa: F401 (fixtures)
@@ -166,7 +167,7 @@ def pack(mnist, where, monkeypatch):
         packed[-1].write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
     sums = [(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in packed]
-    monkeypatch.setattr(image_data.published.MNIST, "resources", sums)
+    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", sums)
     return packed
 
 

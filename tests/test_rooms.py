@@ -76,6 +76,14 @@ def test_the_paper_and_what_all_share_need_few_libraries(path):
     assert others <= LIBRARIES.get(room_of(path), others)
 
 
+def test_torchvision_is_imported_by_what_needs_it_alone():
+    """Its import takes a second, which a command on digits, a net or a picture need not wait for."""
+    for path in FILES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        top = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        assert "torchvision" not in imports("\n".join(map(ast.unparse, top))), path
+
+
 @pytest.mark.parametrize(
     ("room", "text", "found"),
     [
