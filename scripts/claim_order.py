@@ -5,9 +5,6 @@ import statistics
 
 from claim_gammas import exponent, gamma_of, touched, untouched
 from claim_parts import (
-    FAILS,
-    HOLDS,
-    OPEN,
     Page,
     drawn,
     interval,
@@ -29,7 +26,6 @@ ORDERS = {  # rows of one exponent side by side
     "gamma_3.05": "integrate first",
     "fire_first_3.05": "fire first",
 }
-LATER = "comes later with depth"
 FLAT = 1.05  # a row whose peaks stand no higher over the mean of their layer has flat lines
 
 
@@ -94,84 +90,59 @@ def claims(found):
 
 # ---- The page ------------------------------------------------------------------------------------
 
+PAGE = """# Do deeper layers peak later, and because layers fire first?
 
-def later(runs):
-    """'comes later with depth', or what these runs say instead."""
-    up = [delay > 0 for delay in delays(runs).values()]
-    if all(up):
-        return LATER
-    return f"{LATER} in some nets alone" if any(up) else LATER.replace("comes", "does not come")
+{short}{lost}"""
+RESULTS = """
+Where a net that integrates first has a number above 0, peaks come later with depth and need no firing first for it. The
+reason may be that small gammas make the first spikes of deeper layers late; this was not measured. Of a net that fires
+first, 1 step per layer is there by construction.
+
+Step of the largest mean gamma, by layer; then by how many steps it comes later from one layer to the next: the
+least-squares slope over all layers, over the first half of them and over the second. Integrating first has no built-in
+delay; firing first, a layer answers one step after its input. Steps that nothing moves keep a gamma of 1 and do not
+count. Exponent: of weight decay on gammas, as in [gamma.md](gamma.md).
+
+{peaks}
+peak / mean: peak over the mean of its layer, mean over layers; about 1.00 is a flat line. Where it is below {flat:g} in
+the mean of seeds, peaks are artefacts, as of the last step that moved at all, and have no slope here.
+
+![Mean gamma of each layer against time-steps, by order and exponent, with its peak](order.png)
+
+First / last steps whose gammas kept a mean of exactly 1. There are three kinds of reason: no gradient at all (`None`),
+as what the last steps of a net that fires first let through can no longer reach the output; a gradient of exactly 0, as
+nothing has come yet or no membrane is near the threshold; or updates below what float32 can tell near 1. Which of the
+last two it is, these numbers do not tell. Weight decay moves gammas of gradient 0 too, not those without any. In
+brackets, of nets that fire first: how many last steps have no gradient by construction, as many as there are layers
+from there to the output.
+
+{at_1}
+What this can show: whether peaks move with depth, and, at one exponent, with the order. What it cannot: firing first
+moves the steps that training can reach by one a layer, so that a layer whose first such step is its peak comes one step
+later by construction; without decay, a step of little gradient stays near 1 and may be the peak.
+
+{setting}"""
 
 
-def ends(runs):
-    """'conv1 at step 1, fc1 at step 12 (seed 0)'; seeds after each other."""
-    tops = {run["seed"]: peaks(run) for run in runs}
-    told = {seed: [f"{layer} at step {step}" for layer, step in top.items()] for seed, top in tops.items() if top}
-    return "; ".join(f"{layers[0]}, {layers[-1]} (seed {seed})" for seed, layers in told.items())
-
-
-def shift(kept):
-    """Sentences on what firing first adds; "" where no two nets tell it."""
-    if not (pair := paired(*(delays(kept.get(name, [])) for name in ("fire_first_3.05", "gamma_3.05")))):
-        return ""
-    mean, half, n = pair
-    told = {HOLDS: "the order adds to it", FAILS: "the order takes from it", OPEN: "whether it matters is left open"}
-    text = "The order was measured at this exponent: firing first less integrating first, the peak comes"
-    text += f" {interval(mean, half)} steps later per layer (n = {n}): {told[verdict(mean, half)]}."
-    text += " Firing first, 1 step per layer is the shift by construction"
-    if half is None:
-        return f"{text}."
-    if abs(mean - 1) <= half:
-        return f"{text}; the difference is that shift, as far as can be told."
-    return f"{text}; the difference is {'more' if mean > 1 else 'less'} than that."
+def flat(runs):
+    """Whether the lines of a row's runs are flat."""
+    return not statistics.mean(map(height, runs)) > FLAT
 
 
 def in_short(kept):
-    """Whether peaks come later with depth, and whether the order matters."""
-    told = []
-    if runs := kept.get("gamma_3.05"):
-        told.append(
-            f"integrating first at exponent {exponent(runs[0]):.3g}, the peak of gamma {later(runs)}: {ends(runs)}."
-        )
-        if later(runs) == LATER:
-            told.append(
-                "Firing first is not needed for that. The reason may be that small gammas make the first spikes of"
-            )
-            told.append("deeper layers late; this was not measured.")
-    not_measured = (
-        "Whether the order matters was not measured: there are no nets of both orders that learnt with weight "
-    )
-    told.append(shift(kept) or f"{not_measured}decay on gammas.")
-    return filled(f"In short: {' '.join(told)}")
+    """By how many steps peaks come later per layer in each row that has peaks, and how much the order adds."""
+    told = [f"{ORDERS[name]} at exponent {exponent(runs[0]):.3g}: {interval(*mean_and_half([*delays(runs).values()]))} "
+            f"(n = {len(runs)})" for name, runs in kept.items() if not flat(runs)]  # fmt: skip
+    if pair := paired(*(delays(kept.get(name, [])) for name in ("fire_first_3.05", "gamma_3.05"))):
+        mean, half, n = pair
+        told.append(f"firing first less integrating first: {interval(mean, half)} (n = {n})")
+    return filled(f"In short: steps that the peak of gamma comes later from one layer to the next, {'; '.join(told)}."
+                  if told else "In short: no row has peaks to speak of.")  # fmt: skip
 
 
-def flat_names(kept):
-    """{row: height} of the rows of flat lines."""
-    highs = {name: statistics.mean(map(height, runs)) for name, runs in kept.items()}
-    return {name: high for name, high in highs.items() if not high > FLAT}
-
-
-def flat_rows(kept):
-    """Sentences on the rows whose lines are flat."""
-    if not (flat := flat_names(kept)):
-        return f"Here the peaks of each row stand more than {FLAT:g} times as high as the mean."
-    named = [f"{ORDERS[name]} at exponent {exponent(kept[name][0]):.3g} ({high:.2f})" for name, high in flat.items()]
-    runs = [run for name in flat for run in kept[name]]
-    last = [step == max(touched(gamma_of(run)[layer])) for run in runs for layer, step in peaks(run).items()]
-    text = f"Lines are flat where it is below {FLAT:g}: {', '.join(named)}. Peaks of flat lines are artefacts, and have"
-    text += f" no slope here: {sum(last)} of these {len(last)} are the last step of their layer that moved at all"
-    near = []
-    for name in flat:
-        steps = [peaks(run) for run in kept[name]]
-        seen = [[found[layer] for found in steps if layer in found] for layer in gamma_of(kept[name][0])]
-        near += [max(at) - min(at) <= 1 for at in seen if len(at) > 1]
-    again = f", and in {sum(near)} of {len(near)} layers the peaks of all seeds lie within one step" if near else ""
-    return f"{text}{again}."
-
-
-def slopes(steps, flat):
+def slopes(steps, is_flat):
     """Cells: slope over all layers, over the first half and over the second; "-" of flat lines, or of one layer."""
-    parts = [] if flat else [steps, *halves(steps)]
+    parts = [] if is_flat else [steps, *halves(steps)]
     return [f"{slope(part):+.2f}" if len(part) > 1 else "-" for part in parts] or ["-"] * 3
 
 
@@ -188,52 +159,30 @@ def page(found):
     kept = those_that_learnt(found, ORDERS)
     told = lambda run: f"that {'fire' if run['config']['spike_order'] == 'fire_first' else 'integrate'} first"  # noqa: E731
     lost = unlearnt(found, ORDERS, lambda run: f"{told(run)} at exponent {exponent(run):.3g}")
-    text = f"# Do deeper layers peak later, and because layers fire first?\n\n{in_short(kept)}{lost}"
     figures = {"order.png": lambda path: draw(kept, path)} if kept else {}
-    return Page("order.md", text + (results(kept) if kept else ""), figures)
+    text = PAGE.format(short=in_short(kept), lost=lost) + (results(kept) if kept else "")
+    return Page("order.md", text, figures)
 
 
 def results(kept):
     """The part of the page that is of nets that learnt."""
     first = next(iter(kept.values()))[0]
-    rows, at_1, layers, flat = [], [], list(gamma_of(first)), flat_names(kept)
+    rows, at_1, layers = [], [], list(gamma_of(first))
     for name, runs in kept.items():
         for run in runs:
             steps, who = peaks(run), [ORDERS[name], f"{exponent(run):.3g}", str(run["seed"])]
             told = [str(steps.get(layer, "-")) for layer in layers]
-            rows.append([*who, *told, *slopes([*steps.values()], name in flat), f"{height(run):.2f}"])
+            rows.append([*who, *told, *slopes([*steps.values()], flat(runs)), f"{height(run):.2f}"])
             cells = [kept_at_1(name, layer, values, len(layers) - i)
                      for i, (layer, values) in enumerate(gamma_of(run).items())]  # fmt: skip
             at_1.append([*who, *cells])
     commands = ", ".join(f"`{runs[0]['command']}`" for runs in kept.values())
     heads = ["steps later per layer", "first half", "second half", "peak / mean"]
-    high = filled("peak / mean: peak over the mean of its layer, mean over layers; about 1.00 is a flat line. "
-                  f"{flat_rows(kept)}")  # fmt: skip
-    brackets = ""
-    if any(ORDERS[name] == "fire first" for name in kept):
-        brackets = filled("In brackets, for nets that fire first: how many last steps have no gradient by construction,"
-                          " as many as there are layers from there to the output.")  # fmt: skip
-    return f"""
-Step of the largest mean gamma, by layer; then by how many steps it comes later from one layer to the next: the
-least-squares slope over all layers, over the first half of them and over the second. Integrating first has no built-in
-delay; firing first, a layer answers one step after its input. Steps that nothing moves keep a gamma of 1 and do not
-count. Exponent: of weight decay on gammas, as in [gamma.md](gamma.md).
-
-{table(["order", "exponent", "seed", *layers, *heads], rows)}
-{high}
-![Mean gamma of each layer against time-steps, by order and exponent, with its peak](order.png)
-
-First / last steps whose gammas kept a mean of exactly 1. There are three kinds of reason: no gradient at all (`None`),
-as what the last steps of a net that fires first let through can no longer reach the output; a gradient of exactly 0, as
-nothing has come yet or no membrane is near the threshold; or updates below what float32 can tell near 1. Which of the
-last two it is, these numbers do not tell. Weight decay moves gammas of gradient 0 too, not those without any.
-{brackets}
-{table(["steps kept at 1", "exponent", "seed", *layers], at_1)}
-What this can show: whether peaks move with depth, and, at one exponent, with the order. What it cannot: firing first
-moves the steps that training can reach by one a layer, so that a layer whose first such step is its peak comes one step
-later by construction; without decay, a step of little gradient stays near 1 and may be the peak.
-
-{filled(f"{setting(first)}. {training(first)} Commands: {commands}.")}"""
+    return RESULTS.format(
+        peaks=table(["order", "exponent", "seed", *layers, *heads], rows), flat=FLAT,
+        at_1=table(["steps kept at 1", "exponent", "seed", *layers], at_1),
+        setting=filled(f"{setting(first)}. {training(first)} Commands: {commands}."),
+    )  # fmt: skip
 
 
 def draw(kept, path):
@@ -249,7 +198,7 @@ def draw(kept, path):
             shared.setdefault(power, axis)
             shown = {layer: [math.nan if x == 1.0 else x for x in values] for layer, values in gammas.items()}
             per_layer(axis, shown, list(gammas))
-            for i, (layer, step) in enumerate(top.items() if name not in flat_names(kept) else ()):
+            for i, (layer, step) in enumerate(() if flat(runs) else top.items()):
                 look = {"color": shades(len(gammas))[[*gammas].index(layer)], "markeredgecolor": "black"}
                 axis.plot([step], [gammas[layer][step - 1]], "*", markersize=10, zorder=3, linestyle="", **look,
                           label=None if i else "peak")  # fmt: skip

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install into .venv, train a spiking VGG9 with BNTT on scikit-learn's handwritten digits (embedded: no
+# Install into .venv, train a spiking VGG9 with BNTT on handwritten digits (embedded: no
 # download), test it and read its early exit. About 2 minutes on 2 CPU cores after the install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
