@@ -326,20 +326,22 @@ class Clock:
 
 
 def machine():
-    """The two ceilings: bytes and operations a second."""
-    import platform
-
+    """The two ceilings: bytes and operations a second; and what the other stages' numbers depend on."""
     import torch
     import triton
+
+    import runs
 
     count, side = (2**20, 128) if TOY else (2**30, 8192)
     source, target = torch.randn(2, count // 2, device=DEVICE), torch.empty(2, count // 2, device=DEVICE)
     copy = milliseconds(lambda: target.copy_(source))
     a, b = torch.randn(2, side, side, device=DEVICE, dtype=torch.bfloat16)
     product = milliseconds(lambda: a @ b)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__}
+    keep = ("git", "git_dirty", "date", "python", "torch")
+    facts = {k: v for k, v in runs.environment(torch.device("cpu"), []).items() if k in keep}
     name = "a CPU" if TOY else torch.cuda.get_device_name()
-    return versions | {"device": name, "copy_tb_s": 8 * count / copy / 1e9, "tflop_s": 2 * side**3 / product / 1e9}
+    facts |= {"triton": triton.__version__, "device": name}
+    return facts | {"copy_tb_s": 8 * count / copy / 1e9, "tflop_s": 2 * side**3 / product / 1e9}
 
 
 def graph():

@@ -109,7 +109,7 @@ def test_a_traceback_is_told_by_its_last_line():
 
 @pytest.mark.slow
 def test_a_stage_that_goes_on_is_stopped_and_never_given_up(folders, monkeypatch):
-    monkeypatch.setenv("BUDGET_S", str(gpu.STOP_S + 5))
+    monkeypatch.setenv("BUDGET_S", str(gpu.STOP_S + 2))
     saves = f"""
 import pathlib, signal, sys, time
 def stop(*_):
