@@ -9,6 +9,7 @@ It serves chains of layers (`SpikingVGG`) whose parts it knows, and norms that d
 engine.py; model.py knows nothing of this.
 """
 
+import contextlib
 import copy
 import copyreg
 import functools
@@ -83,47 +84,77 @@ class FusedNet:
             reason = why_not(self, self._fused["save_memory"])
         if not reason:
             steps = self.check_input(images, steps)
-            run = Run(self, images, steps, self._fused["save_memory"] or block)
-            if reason := run.odd_dtype(images):
-                reason = f"the fused engine {reason}"
+            whole = any(m.training and not getattr(m, "per_step", True) for m in self.modules())
+            encode = functools.partial(_encoded, self.encoder, images, steps, steps if whole else block or 1)
+            try:
+                run = Run(self, images, steps, steps if whole else block or self._fused["save_memory"])
+            except Unsupported as error:
+                reason = str(error)
             else:
-                yield from self._run(run, images)
+                yield from _run(run, encode, self.training)
                 return
         if reason != self._fused["said"] and not torch.compiler.is_compiling():
             self._fused["said"] = reason
             warnings.warn(f"this net runs plain: {reason}", stacklevel=4)
         yield from super().stream(images, steps, block or 1)
 
+    @contextlib.contextmanager
+    def _as_plain(self):
+        """A context in which it is the plain net."""
+        cls, mine = type(self), vars(self).pop("_fused")
+        self.__class__ = guard.plain_class(self)
+        try:
+            yield mine
+        finally:
+            self.__class__ = cls
+            vars(self)["_fused"] = mine
+
     def __reduce_ex__(self, protocol):
         """Pickled and saved, it is the plain net."""
-        state = {key: value for key, value in vars(self).items() if key != "_fused"}
-        return copyreg._reconstructor, (guard.plain_class(self), object, None), state
+        with self._as_plain():
+            made, arguments, *rest = (
+                dict(part) if part is vars(self) else part for part in self.__reduce_ex__(protocol)
+            )
+        if made is copyreg.__newobj__:  # which pickle takes for the object's own class alone
+            made, arguments = copyreg._reconstructor, (arguments[0], object, None)
+        return made, arguments, *rest
 
     def __deepcopy__(self, memo):
-        copied = copyreg.__newobj__(guard.plain_class(self))
-        memo[id(self)] = copied
-        copied.__setstate__(copy.deepcopy({k: v for k, v in vars(self).items() if k != "_fused"}, memo))
-        return attached(copied, self._fused["save_memory"])
+        with self._as_plain() as mine:
+            copied = copy.deepcopy(self, memo)
+        return attached(copied, mine["save_memory"])
 
-    def _run(self, run, images):
-        weights = [*(layer.synapse.weight for layer in run.layers), self.readout.weight]
-        if run.grad_enabled or self.training:
-            scales, shifts = zip(*run.scales, strict=True)
-            encoded = self.encoder(images, run.steps)
-            yield FusedVoltages.apply(run, encoded, *weights, *scales, *shifts)
-            return
-        weights, readout = run.prepared(weights)
-        membranes, voltage, kept = run.state(run.block < run.steps), 0.0, slice(None)
-        for t0, t1 in run.blocks():
-            encoded = self.encoder(images, t1 - t0, t0)[:, kept]
-            with torch.autocast(run.device.type, enabled=False):
+
+def _encoded(encoder, images, steps, block, t0, t1):
+    """Steps t0 .. t1 of a run of `steps`, encoded by the calls that the plain loop makes: `block` steps at once."""
+    parts = [encoder(images, min(block, steps - t), t) for t in range(t0, t1, block)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _run(run, encode, training):
+    """Generate the voltages of a run, of images that encode(t0, t1) encodes."""
+    weights = [*(layer.synapse.weight for layer in run.layers), run.net.readout.weight]
+    if run.grad_enabled or training:
+        scales, shifts = zip(*run.scales, strict=True)
+        yield FusedVoltages.apply(run, encode(0, run.steps), *weights, *scales, *shifts)
+        return
+    weights, readout = run.prepared(weights)
+    membranes, voltage, kept = run.state(run.block < run.steps), 0.0, slice(None)
+    for t0, t1 in run.blocks():
+        encoded = encode(t0, t1)[:, kept]
+        with torch.autocast(run.device.type, enabled=False):
+            if encoded.shape[1]:
                 spikes = run.forward_block(encoded, t0, t1, weights, membranes, keep=False)[0]
                 voltages = sum_over_time(run.output(spikes, readout)) + voltage
-            voltage = voltages[-1].clone()  # who gets the voltages may change them
-            del encoded, spikes
-            if (keep := (yield voltages)) is not None:
-                kept = torch.arange(len(images), device=images.device)[kept][keep]
-                voltage, membranes = voltage[keep], run.keep(keep, membranes)
+                del spikes
+            else:  # all images have left
+                voltages = voltage.expand(t1 - t0, *voltage.shape)
+        del encoded
+        voltage = voltages[-1].clone()  # who gets the voltages may change them
+        if (keep := (yield voltages)) is not None:
+            keep = torch.arange(len(voltage), device=run.device)[keep]
+            kept = torch.arange(run.images, device=run.device)[kept][keep]
+            voltage, membranes = voltage[keep], run.keep(keep, membranes)
 
 
 @functools.cache

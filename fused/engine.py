@@ -79,17 +79,16 @@ def by_columns(device_type, dtype, synapse):
     return small and device_type == "cuda" and dtype.itemsize == 2
 
 
-def shapes(net, B, T):
-    """The `Shape` of every spiking layer of `net`."""
-    found, size = [], net.encoder.size
+def shapes(net, B, T, size=None):
+    """The `Shape` of every spiking layer of `net`; size: of what the first sees, height and width."""
+    found, (H, W) = [], size or (net.encoder.size, net.encoder.size)
     for layer in net.layers():
-        size = size if isinstance(layer.synapse, nn.Conv2d) else 1
-        kernel = getattr(layer.pool, "kernel_size", 1)
-        pool = size if isinstance(layer.pool, nn.AdaptiveAvgPool2d) else kernel
+        H, W = (H, W) if isinstance(layer.synapse, nn.Conv2d) else (1, 1)
+        pool = H if isinstance(layer.pool, nn.AdaptiveAvgPool2d) else getattr(layer.pool, "kernel_size", 1)
         features, lif = layer.synapse.weight.shape[0], layer.lif
         fire_first = lif.spike_order == "fire_first"
-        found.append(Shape(T, B, size, size, features, pool, fire_first, lif.leak, lif.threshold))
-        size //= pool
+        found.append(Shape(T, B, H, W, features, pool, fire_first, lif.leak, lif.threshold))
+        H, W = H // pool, W // pool
     return found
 
 
@@ -107,16 +106,21 @@ class Run:
     """One forward pass and its backward pass: the net's layers, shapes, dtypes and what is kept.
 
     block: time-steps run at once; None: all of them with gradients or in training mode, else as many as fit.
+    Raises `Unsupported` where dtypes or what a norm says of itself are not the engine's.
     """
 
     def __init__(self, net, images, steps, block=None):
         self.net, self.layers, self.steps = net, net.layers(), steps
-        self.device = images.device
+        self.device, self.images = images.device, len(images)
         self.passes = backend(self.device.type)
         weight = net.readout.weight
         self.autocast = torch.is_autocast_enabled(self.device.type) and weight.dtype != torch.float64
         self.dtype = torch.get_autocast_dtype(self.device.type) if self.autocast else weight.dtype
         self.state_dtype = torch.promote_types(self.dtype, torch.float32)
+        if self.autocast and images.dtype == torch.float64 or not self.autocast and images.dtype != weight.dtype:
+            raise Unsupported(f"the fused engine takes images of the weights' {weight.dtype}, not {images.dtype}")
+        if self.dtype not in self.passes.dtypes:
+            raise Unsupported(f"the fused engine does not compute in {self.dtype}")
         self.grad_enabled = torch.is_grad_enabled()
         self.shapes = shapes(net, len(images), steps)
         self.by_columns = by_columns(self.device.type, self.dtype, self.layers[0].synapse)
@@ -128,13 +132,6 @@ class Run:
         # gamma and beta of a norm that measures its batch, else a and b: as autograd sees them
         self.scales = [self.scale_parameters(i, self.live_steps(i)) for i in range(len(self.layers))]
         self.replaying = False  # in the backward pass, where hooks are not called again
-
-    def odd_dtype(self, images):
-        """Why a run of these dtypes is not the engine's, or None."""
-        weight = self.net.readout.weight.dtype
-        if images.dtype != weight if not self.autocast else images.dtype == torch.float64:
-            return f"takes images of the weights' {weight}, not {images.dtype}"
-        return None if self.dtype in self.passes.dtypes else f"does not compute in {self.dtype}"
 
     def prepared(self, weights):
         """Those of the layers in dtype and as the passes take them, and that of the output layer in state_dtype."""
@@ -163,12 +160,15 @@ class Run:
     # -- Norms as x -> a x + b, per time-step and channel
 
     def live_steps(self, i):
-        """Steps whose current can still reach the output: firing first loses one a layer.
+        """How many first steps have a current with a gradient: firing first, the last ones cannot reach the output.
 
-        The gammas of later steps get no gradient at all, unless the steps are normalised together.
+        Of steps that are normalised together all have one, or none.
         """
-        late = sum(shape.fire_first for shape in self.shapes[i:]) if self.layers[i].norm.per_step else 0
-        return max(0, self.steps - late)
+        live = early = self.steps
+        for shape, layer in reversed([*zip(self.shapes, self.layers, strict=True)][i:]):
+            live, early = max(0, live - shape.fire_first), max(0, early - shape.fire_first)
+            live = live if layer.norm.per_step or not live else self.steps
+        return early if self.layers[i].norm.per_step else live
 
     def scale_parameters(self, i, steps):
         """What scales and shifts in the norm of layer i at the first steps: two tensors [steps, C], or None."""
@@ -185,7 +185,8 @@ class Run:
                 affine = norm.affine(1 if alike else steps)
             found = tuple(v.to(self.device, dtype).expand(steps, -1) for v in affine)
         if odd := [[*v.shape] for v in found if v is not None and v.shape != (steps, features)]:
-            raise ValueError(f"{type(norm).__name__} must describe itself as [{steps}, {features}], not {odd[0]}")
+            said = f"{type(norm).__name__} describes itself as {odd[0]}, where [{steps}, {features}] were due"
+            raise Unsupported(f"the fused engine does not know this net's parts: {said}")
         return found
 
     @functools.cached_property
@@ -305,14 +306,17 @@ class Run:
         return self.passes.unpack(packed, 1.0 / self.shapes[i - 1].pool ** 2, self.dtype)
 
     def encoded(self, images, steps):
-        """Encoded images [T, B, C, H, W] as the first layer takes them: [T, B, H, W, C]."""
-        _, B, *size = self.shapes[0][:4]
-        whole = [steps, B, *(size if isinstance(self.layers[0].synapse, nn.Conv2d) else images.shape[3:])]
-        if [*images.shape[:2], *images.shape[3:]] != whole:  # the passes trust the shapes
+        """Encoded images [T, B, C, H, W] as the first layer takes them: [T, B, H, W, C], in memory of their own."""
+        B, size = self.shapes[0].B, images.shape[3:]
+        if size != self.shapes[0][2:4] and isinstance(self.layers[0].synapse, nn.Conv2d):  # not what the encoder says
+            self.shapes = shapes(self.net, B, self.steps, size)
+        square = size[0] == size[1] or not any(isinstance(layer.pool, nn.AdaptiveAvgPool2d) for layer in self.layers)
+        if [*images.shape[:2]] != [steps, B] or not square:  # the passes trust the shapes
             found = f"the encoder gave {[*images.shape]}, where {steps} steps of {B} images were due"
-            raise RuntimeError(f"{found}, of the size it says: mend it, or run the net plain by fused.detach(net)")
-        images = images.to(self.dtype)
-        return self.columns(images) if self.by_columns else images.permute(0, 1, 3, 4, 2).contiguous()
+            raise RuntimeError(f"{found}: mend it, or run the net plain by fused.detach(net)")
+        given, images = images, images.to(self.dtype)
+        images = self.columns(images) if self.by_columns else images.permute(0, 1, 3, 4, 2).contiguous()
+        return images.clone() if images.data_ptr() == given.data_ptr() else images  # who gave them may change them
 
     def columns(self, images):
         """What the first layer's kernel sees at each pixel, then zeros: [T, B, C, H, W] -> [T, B, H, W, COLUMNS]."""
@@ -464,32 +468,37 @@ class FusedVoltages(torch.autograd.Function):
             scales.append(measured)
             currents.append(run.output(spikes, readout))
         if keep:
-            ctx.save_for_backward(*parameters)  # autograd then notices if they change before the backward pass
+            again = [encoded] if len(blocks) > 1 else []  # is run again
+            ctx.save_for_backward(*parameters, *again)  # autograd then notices if they change before the backward pass
             ctx.run, ctx.weights, ctx.readout = run, weights, readout
-            ctx.encoded = encoded if len(blocks) > 1 else None
             ctx.shape, ctx.dtype = encoded.shape, encoded.dtype
             ctx.kept, ctx.borders, ctx.scales = kept, borders, scales
         return sum_over_time(torch.cat(currents))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
+        if torch.is_grad_enabled():  # else what comes out would pass for a constant
+            raise RuntimeError("the fused engine has no gradients of gradients: fused.detach(net) makes it run plain")
         with torch.autocast(ctx.run.device.type, enabled=False):
             return FusedVoltages.run_backward(ctx, grad)
 
     @staticmethod
     def run_backward(ctx, grad):
         if ctx.kept is None:
-            raise RuntimeError("the fused engine frees what it kept in the backward pass: it can run only once")
+            once = "it can run only once; fused.detach(net) makes it run plain"
+            raise RuntimeError(f"the fused engine frees what it kept in the backward pass: {once}")
         kept, ctx.kept = ctx.kept, None
         run, blocks, parameters = ctx.run, ctx.run.blocks(), ctx.saved_tensors
+        parameters, encoded = parameters[: len(ctx.needs_input_grad) - 2], parameters[-1]
         grad = sum_over_time(grad.flip(0)).flip(0).to(run.state_dtype)  # of the output's current at each step
         results, readout, carries = _Results(run), 0, run.state(len(blocks) > 1)
-        seen = torch.empty(ctx.shape, dtype=run.dtype, device=run.device) if ctx.needs_input_grad[1] else None
+        live, seen = [run.live_steps(i) for i in range(len(run.layers))], None
+        if ctx.needs_input_grad[1] and live[0]:
+            seen = torch.empty(ctx.shape, dtype=run.dtype, device=run.device)
         for (t0, t1), scales in zip(reversed(blocks), reversed(ctx.scales), strict=True):
             if len(blocks) > 1:
                 again = (ctx.weights, ctx.borders.pop(), True, scales)
-                _, kept, _ = run.forward_block(ctx.encoded[t0:t1], t0, t1, *again)
+                _, kept, _ = run.forward_block(encoded[t0:t1], t0, t1, *again)
             spikes = run.dense(kept.pop(), len(run.layers))
             gw, gs = run.readout_backward(grad[t0:t1], spikes, ctx.readout)
             readout = readout + gw
@@ -497,9 +506,9 @@ class FusedVoltages(torch.autograd.Function):
             images = run.backward_block(gs, kept, scales, t0, t1, ctx.weights, carries, results, last, seen is not None)
             if seen is not None:
                 seen[t0:t1] = images.permute(0, 1, 4, 2, 3)
-        live = [run.live_steps(i) for i in range(len(run.layers))]
         weights = [w if steps else None for w, steps in zip(results.weights, live, strict=True)]
         vectors = [v[:steps] for part in (results.scales, results.shifts) for v, steps in zip(part, live, strict=True)]
         found = [*weights, readout, *vectors]
-        grads = (None if p is None or g is None else g.to(p.dtype) for p, g in zip(parameters, found, strict=True))
+        pairs = zip(parameters, found, strict=True)
+        grads = (None if p is None or g is None else g.to(p.dtype).contiguous() for p, g in pairs)
         return None, None if seen is None else seen.to(ctx.dtype), *grads

@@ -1,12 +1,18 @@
 """What code does, as a value to be compared and written down: that of functions and classes, and of what those read."""
 
 import functools
-import inspect
 import sys
+import sysconfig
 import types
 from collections import namedtuple
+from pathlib import Path
 
-PLAIN = (int, float, complex, str, bytes, type(None), type(Ellipsis))
+import torch
+import torch.nn as nn
+
+from fused.common import Unsupported
+
+PLAIN = (int, float, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device)
 UNREAD = {
     "__init__",
     "__doc__",
@@ -22,38 +28,44 @@ INERT = (
     types.BuiltinFunctionType,
     type(namedtuple("_", "x").x),
 )
-KNOWN = {"torch", "numpy", "fused", *sys.stdlib_module_names} - {"__main__"}  # packages whose code is taken as it is
+OF_MODULES = vars(nn.Module()).keys()
 
 
-class Itself:
-    """An object whose content does not tell what it does: it equals itself alone."""
-
-    def __init__(self, value):
-        self.value = value
-
-    def __eq__(self, other):
-        return isinstance(other, Itself) and self.value is other.value
-
-    def __hash__(self):
-        return id(self.value)
+@functools.cache
+def _shipped(package):
+    """Whether a package's code is taken as it is: torch's, numpy's, ours, or the standard library's."""
+    if package in ("torch", "numpy", "fused"):
+        return True
+    file = getattr(sys.modules.get(package), "__file__", None)  # of a user's own statistics.py it lies elsewhere
+    own = package == "__main__" or file and not Path(file).is_relative_to(sysconfig.get_path("stdlib"))
+    return package in sys.stdlib_module_names and not own
 
 
-def settings_of(module):
-    """Numbers, words and functions in a module, by which its code may go, as a hashable value."""
-    found = {k: v for k, v in vars(module).items() if isinstance(v, PLAIN) or inspect.isfunction(v)}
-    return tuple((k, content(found[k], set())) for k in sorted(found.keys() - {"training"}))
+def settings_of(module, but=()):
+    """What a module holds besides parameters, buffers and modules, by which its code may go, as a hashable value.
+
+    but: names that are left out. Raises `Unsupported` as `content`.
+    """
+    return tuple(
+        (k, content(v, set())) for k, v in sorted(vars(module).items()) if k not in OF_MODULES and k not in but
+    )
 
 
 def content(value, seen):
     """What a value is for code that reads it, hashable: of functions and classes their code, and what that reads.
 
     seen: the functions and classes met before, to which a name is enough. `__init__` has run, and does not count.
+    Raises `Unsupported` of a value that may change unseen, as a tensor does.
     """
     value = getattr(value, "__func__", value)  # of a static or class method
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, property):
         value = (value.fget, value.fset)
+    if isinstance(value, functools.partial):
+        value = (value.func, value.args, value.keywords)
+    if isinstance(value, types.SimpleNamespace):
+        value = vars(value)
     if isinstance(value, (tuple, list)):
         return tuple(content(v, seen) for v in value)
     if isinstance(value, (set, frozenset)):
@@ -66,12 +78,15 @@ def content(value, seen):
     if isinstance(value, INERT):
         return name
     if isinstance(value, (type, types.FunctionType)):
-        if value in seen or name.split(".")[0] in KNOWN:
+        if value in seen or _shipped(name.partition(".")[0]):
             return name
         seen.add(value)
         return name, *(_of_class(value, seen) if isinstance(value, type) else _of_function(value, seen))
-    state = {k: v for k, v in getattr(value, "__dict__", {}).items() if isinstance(v, PLAIN)}
-    return Itself(value), *state.items()
+    kind = type(value)
+    shipped = any(_shipped(c.__module__.partition(".")[0]) for c in kind.__mro__[:-1])  # but object
+    if shipped or not hasattr(value, "__dict__"):
+        raise Unsupported(f"its code reads a {kind.__name__}, which may change unseen")
+    return content(kind, seen), content(vars(value), seen)
 
 
 def _of_class(kind, seen):
@@ -82,7 +97,7 @@ def _of_class(kind, seen):
 def _of_function(function, seen):
     names = _names(function.__code__)
     read = [function.__globals__[name] for name in names if name in function.__globals__]
-    modules = [m for m in read if isinstance(m, types.ModuleType) and m.__name__.split(".")[0] not in KNOWN]
+    modules = [m for m in read if isinstance(m, types.ModuleType) and not _shipped(m.__name__.partition(".")[0])]
     read += [getattr(module, name) for module in modules for name in names if hasattr(module, name)]
     read += [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
     yield function.__code__
@@ -97,7 +112,7 @@ def _names(code):
 
 
 def text_of(value):
-    """The same text in every process for the same content. Raises TypeError where a value has none."""
+    """The same text in every process for the same content."""
     if isinstance(value, types.CodeType):
         value = (value.co_code, value.co_consts, value.co_names, value.co_varnames, value.co_freevars)
     if isinstance(value, frozenset):
@@ -106,6 +121,4 @@ def text_of(value):
         return f"({','.join(map(text_of, value))})"
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
-    if isinstance(value, PLAIN):
-        return repr(value)
-    raise TypeError(f"{type(value)} differs from process to process")
+    return repr(value)

@@ -58,9 +58,10 @@ def _why_not(net, save_memory):
             return f"the fused engine does not know a net with a `{name}` of its own"
     if nn_module._has_any_global_hook():
         return "the fused engine calls no hooks that are set for all modules"
-    if reason := _changed(net.encoder, "encoder", called=True):
-        return f"the fused engine {reason}"
-    layers = net.layers()
+    if _torch_code() != UNCHANGED_TORCH:
+        return "the fused engine does not know functions of torch that were replaced"
+    if not (layers := net.layers()):
+        return "the fused engine does not know a net without neurons"
     norms = [{*map(id, layer.norm.batch_norms(net.num_steps))} for layer in layers if _describes_itself(layer.norm)]
     if len({id(layer.norm) for layer in layers}) < len(layers) or len(set().union(*norms)) < sum(map(len, norms)):
         return "the fused engine does not know layers that share a normalisation"
@@ -88,6 +89,8 @@ def _layer(layer, num_steps, save_memory):
     known = known and (not norms or _knows_batch_norms(norms[: 1 if shared == 1 else None], beta, synapse))
     if not known or shared not in (0, 1, num_steps):
         return f"does not know the BatchNorms of {name}: of another type, not alike, changed, or with hooks"
+    if any(type(child) not in BATCH_NORMS for child in norm._modules.values()):
+        return f"does not know what else is in the normalisation {type(norm).__name__}"
     if save_memory and not norm.per_step:
         return f"cuts time into blocks to save memory, and {type(norm).__name__} takes its statistics over all of it"
     if not _knows_neuron(lif):
@@ -106,6 +109,8 @@ def _synapse(name, synapse, readout):
         return f"does not know the weight layer {name}, {_short(synapse)}"
     if not _plain_weight(synapse):  # asked first: to read `weight` of a parametrised module may move its state
         return f"does not know the weight of {name}: it is no plain parameter"
+    if synapse.weight.shape[2:] != getattr(synapse, "kernel_size", ()):
+        return f"does not know the weight layer {name}: its weight is of another size than it says"
     one, other = synapse.weight, readout.weight
     if (one.dtype, one.device) != (other.dtype, other.device):
         return "runs weights of one dtype on one device"
@@ -161,6 +166,7 @@ def _in_order(kind):
 
 
 NEURON_CODE = ("forward", "step", "fire", "__call__", "_call_impl", "__getattr__", "__getattribute__", "train")
+BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d
 BATCH_NORM_NAMES = len(vars(nn.BatchNorm1d(1)))
 BATCH_NORM_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -173,16 +179,18 @@ def _knows_batch_norms(norms, beta, synapse):
     (eps, momentum, _, tracked), *others = settings
     if others or not tracked or not type(eps) is type(momentum) is float or eps <= 0:
         return False
-    tensors = [(part["_parameters"]["weight"], part["_buffers"]["running_mean"]) for part in parts]
-    if None in {value for pair in tensors for value in pair} or len({id(mean) for _, mean in tensors}) < len(norms):
+    names = ("running_mean", "running_var")
+    tensors = [(part["_parameters"]["weight"], *map(part["_buffers"].get, names)) for part in parts]
+    if None in {value for row in tensors for value in row}:
         return False
-    kinds, dtype = {(type(w), w.layout, w.dtype, mean.dtype) for w, mean in tensors}, synapse.weight.dtype
+    if len({v.data_ptr() for _, *row in tensors for v in row}) < 2 * len(norms):  # some share their memory
+        return False
+    kinds, dtype = {(type(w), w.layout, w.dtype, m.dtype, v.dtype) for w, m, v in tensors}, synapse.weight.dtype
     wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
     return (
         {*map(type, norms)} == {nn.BatchNorm2d if isinstance(synapse, nn.Conv2d) else nn.BatchNorm1d}
-        and any(kinds == {(nn.Parameter, torch.strided, d, d)} for d in (dtype, wide))
+        and any(kinds == {(nn.Parameter, torch.strided, d, d, d)} for d in (dtype, wide))
         and {part["_parameters"]["bias"] is not None for part in parts} == {beta}
-        and all(part["_buffers"]["running_var"] is not None for part in parts)
         and all(part["_buffers"]["num_batches_tracked"] is not None for part in parts)
         and not any(part[hooks] for hooks in BATCH_NORM_HOOKS for part in parts)
         and all(len(part) == BATCH_NORM_NAMES or not _touched(bn) for bn, part in zip(norms, parts, strict=True))
@@ -193,6 +201,8 @@ def _knows_neuron(lif):
     """Whether a neuron is a LIF, or of a class that runs by LIF's own code, whose leak and threshold are numbers."""
     code = (inspect.getattr_static(type(lif), name, None) for name in NEURON_CODE)
     if any(f is not inspect.getattr_static(LIF, name, None) for f, name in zip(code, NEURON_CODE, strict=True)):
+        return False
+    if any(hasattr(type(lif), name) for name in ("leak", "threshold", "spike_order", "delay")):  # may be code
         return False
     constants = [vars(lif).get(name) for name in ("leak", "threshold")]
     numbers = all(isinstance(x, (int, float)) and 0 < x < float("inf") for x in constants)
@@ -241,14 +251,16 @@ TORCH_CODE = ("conv2d", "linear", "batch_norm", "avg_pool2d", "adaptive_avg_pool
 
 
 def _torch_code():
-    """What torch's own parts run, unless somebody replaced it."""
-    return (
-        nn.Module.__call__, nn.Module._call_impl, *(c.forward for c in TORCHS), nn.Conv2d._conv_forward,
-        *(getattr(F, name) for name in TORCH_CODE), torch.stack,
+    """What torch's own parts run, unless somebody replaced it; None where it is not torch's."""
+    code = (
+        nn.Module._call_impl, *(method for c in TORCHS for method in (c.__call__, c.forward)), nn.Conv2d._conv_forward,
+        *(c._check_input_dim for c in BATCH_NORMS), *(getattr(F, name) for name in TORCH_CODE),
+        torch.stack, torch.zeros_like, torch.promote_types,
     )  # fmt: skip
+    return code if all(f.__module__.partition(".")[0] == "torch" for f in code) else None
 
 
-UNCHANGED_TORCH = _torch_code()
+UNCHANGED_TORCH = _torch_code() or ()
 ENGINE = tuple(
     path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.[cp]*")) if path.is_file()
 )
@@ -259,7 +271,10 @@ def disproved(net, attached):
 
     attached: makes a net run fused without asking.
     """
-    kind = _kind(net)
+    try:
+        kind = _kind(net)
+    except Unsupported as error:
+        return str(error)
     if kind not in _PROVED:
         mark = _mark(kind)
         if mark is not None and mark.exists():
@@ -273,31 +288,30 @@ def disproved(net, attached):
 
 
 def _kind(net):
-    """What of a net decides which code runs: its kinds of parts, their functions, and the values that those read."""
-    parts = frozenset(
+    """What of a net decides which code runs: its kinds of parts in order, their functions, and what those read.
+
+    Not of its encoder, which the engine calls as the plain loop does. Raises `Unsupported` where that has no value.
+    """
+    parts = tuple(
         (
-            type(norm), settings_of(norm), type(lif), lif.spike_order, type(pool), getattr(pool, "kernel_size", None),
-            type(synapse), getattr(synapse, "kernel_size", None),
+            type(norm), settings_of(norm), type(lif), settings_of(lif, ("leak", "threshold")), type(pool),
+            getattr(pool, "kernel_size", None), type(synapse), getattr(synapse, "kernel_size", None),
         )
         for _, synapse, norm, lif, pool in net.layers()
     )  # fmt: skip
     mine = [c for c in type(net).__mro__ if c.__module__ != "fused"]
     kinds = sorted({kind for norm, _, lif, *_ in parts for kind in (norm, lif)}, key=repr)
-    used = (*mine, type(net.encoder), model.SurrogateSpike, *kinds)
     seen = set()
-    code = tuple(content(value, seen) for value in (*used, model.each_step))
-    return net.readout.weight.device.type, parts, settings_of(net.encoder), code, _torch_code()
+    code = tuple(content(value, seen) for value in (*mine, model.SurrogateSpike, *kinds, model.each_step))
+    return net.readout.weight.device.type, tuple(dict.fromkeys(parts)), code
 
 
 def _mark(kind):
-    """The file that stands for a proof of this kind; None where contents do not tell what runs."""
-    if kind[-1] != UNCHANGED_TORCH:
-        return None  # replaced while running
-    try:
-        text = text_of((torch.__version__, sys.version, ENGINE, kind[:-1]))
+    """The file that stands for a proof of this kind; None where there is no place to write."""
+    text = text_of((torch.__version__, sys.version, ENGINE, kind))
+    with suppress(Unsupported):
         return cache_folder() / f"proved-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
-    except (Unsupported, TypeError):  # no place to write; an object that only this process has
-        return None
+    return None
 
 
 def prove(net, attached):
@@ -358,7 +372,9 @@ def _twin(net, size=1.0):
     twin = copy.deepcopy(net, memo)
     twin.__class__ = plain_class(net)
     twin.double().requires_grad_(True)
-    twin.encoder.straight_through = True
+    synapse, size = twin.layers()[0].synapse, twin.encoder.size
+    channels = synapse.in_channels if isinstance(synapse, nn.Conv2d) else synapse.in_features // size**2
+    twin.encoder = model.ENCODERS["frames"](twin.num_steps, channels, size)
     low = 0.6 if size == 1 else -1.6 * size
     ranges = {"bias": (-0.2 * size, 0.4 * size), "weight": (low, 1.6 * size), "running_var": (0.2, 0.6)}
     ranges["scale"] = (0.6, 1.6)  # of a time-step

@@ -103,6 +103,20 @@ def _(net, patch):
     patch.setattr(model.SurrogateSpike, "backward", staticmethod(lambda ctx, g: g * (ctx.saved_tensors[0].abs() < 0.5)))
 
 
+class Annealed(Arctan):
+    slope = torch.tensor(3.1416, dtype=torch.float64)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (v,) = ctx.saved_tensors
+        return grad / (1 + (Annealed.slope * v) ** 2)
+
+
+@change("surrogate", "one that reads a tensor")
+def _(net, patch):
+    patch.setattr(model, "SurrogateSpike", Annealed)
+
+
 @change("surrogate", "`SURROGATE_ALPHA` = 0.7")
 def _(net, patch):
     patch.setattr(model, "SURROGATE_ALPHA", 0.7)
@@ -167,6 +181,21 @@ def _(net, patch):
 @change("neuron", "a negative threshold")
 def _(net, patch):
     net.lif_conv1.threshold = -0.5
+
+
+class Jittered(LIF):
+    @property
+    def threshold(self):
+        return vars(self)["threshold"] + 0.5 * torch.rand(1).item()
+
+    @threshold.setter
+    def threshold(self, value):
+        vars(self)["threshold"] = value
+
+
+@change("neuron", "a threshold that is a property")
+def _(net, patch):
+    each_neuron(net, lambda lif: Jittered(lif.leak))
 
 
 @change("neuron", "noise on the membrane of one layer")
@@ -260,6 +289,56 @@ def _(net, patch):
 def _(net, patch):
     for bn in net.bntt1:
         bn.track_running_stats, bn.running_mean, bn.running_var = False, None, None
+
+
+class Gated(BNTT):
+    """A BNTT that holds more than its BatchNorms."""
+
+    def __init__(self, *shape):
+        super().__init__(*shape)
+        self.gate = nn.Softsign()
+
+    def forward(self, x, t0=0):
+        return self.gate(super().forward(x, t0))
+
+    def affine(self, T):
+        return super().affine(T)
+
+
+class Tripled(BNTT):
+    """A BNTT whose list of factors says that it is none."""
+
+    def __init__(self, *shape):
+        super().__init__(*shape)
+        self.factors = [3.0]
+
+    def forward(self, x, t0=0):
+        return self.factors[0] * super().forward(x, t0)
+
+    def affine(self, T):
+        return super().affine(T)
+
+
+@change("norm", "one that says it is a BNTT, with a module of its own")
+def _(net, patch):
+    replace(net, "bntt1", Gated(4, 8, True))
+
+
+@change("norm", "one that says it is a BNTT, with a list of its own")
+def _(net, patch):
+    replace(net, "bntt1", Tripled(4, 8, True))
+
+
+@change("norm", "variances that all steps share")
+def _(net, patch):
+    for bn in net.bntt1:
+        bn.running_var = net.bntt1[0].running_var
+
+
+@change("norm", "means in one memory")
+def _(net, patch):
+    for mean, bn in zip(torch.zeros(1, 8, dtype=torch.float64).expand(4, 8), net.bntt1, strict=True):
+        bn.running_mean = mean
 
 
 @change("norm", "running statistics that all steps share")
@@ -459,6 +538,23 @@ def _(net, patch):
     net.encoder = Counting(4, 3, 8)
 
 
+class Dropping(encoders.DirectEncoder):
+    """Has a module of its own, with statistics of its own, and draws numbers that it does not use."""
+
+    def __init__(self, *shape):
+        super().__init__(*shape)
+        self.inside = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5))
+
+    def forward(self, images, steps, t0=0):
+        torch.rand(1)
+        return super().forward(self.inside(images), steps, t0)
+
+
+@change("encoder", "one with dropout and a BatchNorm")
+def _(net, patch):
+    net.encoder = Dropping(4, 3, 8).double()
+
+
 @change("encoder", "one that changes the size")
 def _(net, patch):
     shrink = lambda self, images, steps, t0=0: images[..., ::2, ::2].expand(steps, -1, -1, -1, -1)  # noqa: E731
@@ -610,6 +706,11 @@ def _(net, patch):
 def _(net, patch):
     own = SpikingVGG._currents
     patch.setattr(SpikingVGG, "_currents", staticmethod(lambda *args: own(*args) * 0.9))
+
+
+@change("monkeypatches", "`nn.BatchNorm2d.__call__`")
+def _(net, patch):
+    patch.setattr(nn.BatchNorm2d, "__call__", lambda self, x: nn.Module.__call__(self, x) * 0.5)
 
 
 @change("monkeypatches", "`F.batch_norm`")

@@ -5,6 +5,7 @@ import copy
 import pickle
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -208,9 +209,9 @@ def test_what_a_norm_says_is_made_on_the_net_s_device(monkeypatch):
     """What is made on the CPU and copied cannot be captured in a CUDA graph."""
     net, made, affine = make_net(norm="none").to("meta"), [], model.NoNorm.affine
     monkeypatch.setattr(model.NoNorm, "affine", lambda norm, T: made.append(affine(norm, T)) or made[-1])
-    monkeypatch.setattr(engine, "backend", lambda device_type: None)
+    monkeypatch.setattr(engine, "backend", lambda device_type: SimpleNamespace(dtypes=(torch.float64,)))
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: False)
-    engine.Run(net, torch.empty(2, 3, 8, 8, device="meta"), 4)
+    engine.Run(net, torch.empty(2, 3, 8, 8, device="meta", dtype=torch.float64), 4)
     assert {v.device.type for pair in made for v in pair} == {"meta"}
 
 

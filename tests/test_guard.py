@@ -19,7 +19,7 @@ import fused
 import model
 from baselines import TdBN
 from encoders import DirectEncoder
-from fused import guard
+from fused import fingerprint, guard
 from model import BNTT, LIF, SpikingVGG
 from utill import SpikeMeter
 
@@ -258,3 +258,186 @@ def test_a_remembered_proof_is_of_the_code_in_memory(what, monkeypatch):
     else:
         monkeypatch.setattr(LIF.forward, "__defaults__", (0.0,))
     assert guard._mark(guard._kind(net)) != shipped is not None
+
+
+# ---- Found by an attack on the engine ------------------------------------------------------------
+
+
+def both(build, run):
+    """What run(net) gives of a net as it is, and of one that is attached."""
+    found = []
+    for attach in (lambda net: net, fused.attach):
+        net = attach(build())
+        torch.manual_seed(5)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found.append(run(net))
+    return found
+
+
+def test_a_gradient_of_a_gradient_is_one_clear_error():
+    """Also of a loss that is linear in the output, as that of a gradient penalty."""
+    net, images = fused.attach(make_net(encoding="direct")), IMAGES.clone().requires_grad_()
+    loss = net(images).sum()
+    with pytest.raises(RuntimeError, match=r"no gradients of gradients: fused.detach\(net\) makes it run plain"):
+        torch.autograd.grad(loss, images, create_graph=True)
+
+
+@pytest.mark.parametrize("side", [1, 5])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_weight_of_another_size_than_its_layer_says_runs_plain(side, when):
+    def change(net):
+        torch.manual_seed(1)
+        weight = torch.randn(12, 8, side, side, dtype=torch.float64)
+        net.conv3.weight = nn.Parameter(weight)
+
+    assert fused.why_not(make_net("tiny_global")) is None  # its kind is proved
+    net = make_net("tiny_global")
+    nets = [copy.deepcopy(net), fused.attach(net) if when == "after" else net]
+    for each in nets:
+        change(each)
+    assert "another size" in fused.why_not(nets[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert_same(two_steps(nets[0]), two_steps(nets[1]))
+
+
+def test_a_proof_is_of_the_order_of_layers_too():
+    def build(which, features):
+        net = make_net("tiny_global", T=6, spike_order="fire_first")
+        setattr(net, which, TdBN(6, features, True).double())
+        return net
+
+    assert fused.why_not(build("bntt1", 20)) is None
+    found = both(lambda: build("bntt2", 8), two_steps) if fused.why_not(build("bntt2", 8)) is None else None
+    if found:
+        assert_same(*found)
+
+
+def test_a_stream_has_the_block_that_is_asked_for_where_memory_is_saved():
+    net = fused.attach(make_net().eval(), save_memory=2)
+    with torch.no_grad():
+        assert [len(voltages) for voltages in net.stream(IMAGES, block=1)] == [1] * 4
+
+
+@pytest.mark.parametrize("block", [None, 1])
+def test_statistics_over_all_steps_are_taken_at_once_where_norms_train_alone(block):
+    def run(net):
+        net.eval()
+        for layer in net.layers():
+            layer.norm.train()
+        with torch.no_grad():
+            voltages = torch.cat(list(net.stream(IMAGES, **{"block": block} if block else {})))
+        return {"voltages": voltages, **dict(net.named_buffers())}
+
+    assert_same(*both(lambda: make_net(norm=TdBN), run))
+
+
+@pytest.mark.parametrize(("memory", "shape", "T"), [(2, (4, 3, 8, 8), 4), (None, (4, 1, 8, 8), 1)])
+def test_images_that_change_before_the_backward_pass_change_no_gradient(memory, shape, T):
+    gradients, images = [], torch.randn(shape, dtype=torch.float64)
+    for changed in (False, True):
+        net, seen = fused.attach(make_net(T=T, encoding="direct", in_channels=shape[1]), memory), images.clone()
+        loss = F.cross_entropy(net(seen), LABELS)
+        if changed:
+            seen.zero_()
+        loss.backward()
+        gradients.append(net.conv1.weight.grad)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("norm", ["bntt", "bn", TdBN])
+@pytest.mark.parametrize("steps", [1, 3, 4, 8])
+def test_firing_first_what_no_step_reaches_has_no_gradient(norm, steps):
+    def run(net):
+        images = IMAGES.clone().requires_grad_()
+        F.cross_entropy(net(images, steps), LABELS).backward()
+        return {"images": images.grad, **{name: p.grad for name, p in net.named_parameters()}}
+
+    assert_same(*both(lambda: make_net(T=8, spike_order="fire_first", encoding="direct", norm=norm), run))
+
+
+def test_a_file_of_the_user_s_that_is_called_as_one_of_python_s_is_read(monkeypatch, tmp_path):
+    (tmp_path / "profile.py").write_text("def twice(x):\n    return 2 * x\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "profile", raising=False)
+    fingerprint._shipped.cache_clear()
+    import profile
+
+    try:
+        first = fingerprint.content(profile.twice, set())
+        profile.twice.__code__ = (lambda x: 3 * x).__code__
+        assert fingerprint.content(profile.twice, set()) != first
+    finally:
+        monkeypatch.undo()
+        sys.modules.pop("profile", None)
+        fingerprint._shipped.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "value", [torch.ones(1), object(), nn.Identity(), [torch.ones(1)]], ids=lambda value: type(value).__name__
+)
+def test_what_may_change_unseen_has_no_value(value):
+    with pytest.raises(fused.Unsupported, match="which may change unseen"):
+        fingerprint.content(value, set())
+
+
+@pytest.mark.parametrize(
+    "left",
+    [torch.tensor([True, False, True, False]), slice(0, 2), [3, 0], torch.tensor([], dtype=torch.long)],
+    ids=["mask", "slice", "list", "none"],
+)
+def test_images_leave_a_stream_by_any_index(left):
+    def run(net):
+        stream = net.eval().stream(IMAGES, block=1)
+        with torch.no_grad():
+            return {"first": next(stream), "second": stream.send(left), "third": next(stream)}
+
+    assert_same(*both(make_net, run))
+
+
+def test_wider_layers_than_a_norm_knows_run_plain():
+    def build():
+        net = make_net(norm="none")
+        net.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False).double()
+        net.conv2 = nn.Conv2d(16, 12, 3, padding=1, bias=False).double()
+        return net
+
+    assert fused.why_not(make_net(norm="none")) is None
+    net = make_net(norm="none")
+    fused.attach(net)
+    torch.manual_seed(0)
+    net.conv1, net.conv2 = build().conv1, build().conv2
+    with pytest.warns(UserWarning, match="runs plain: .* NoNorm describes itself as "):
+        net(IMAGES)
+
+
+def test_a_net_without_neurons_runs_plain(monkeypatch):
+    monkeypatch.setitem(model.ARCHS, "linear", ((), ()))
+    assert "without neurons" in fused.why_not(make_net("linear", encoding="direct"))
+
+
+def test_gradients_have_the_memory_format_of_their_parameters():
+    net = fused.attach(make_net())
+    gradients = torch.autograd.grad(F.cross_entropy(net(IMAGES), LABELS), list(net.parameters()))
+    assert all(gradient.is_contiguous() for gradient in gradients)
+
+
+class Stateful(SpikingVGG):
+    """Drops what cannot be pickled, and has a method by a name of the engine's."""
+
+    def __getstate__(self):
+        return {key: value for key, value in vars(self).items() if key != "callback"}
+
+    def _run(self):
+        return 3
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"])
+def test_a_net_is_copied_by_its_own_state(copied):
+    net = Stateful("tiny", 4, img_size=8, num_cls=5).double()
+    net.callback = lambda: None
+    fused.attach(net)
+    assert net._run() == 3
+    assert not hasattr(copied(net), "callback")
+    assert isinstance(net, fused.FusedNet)
