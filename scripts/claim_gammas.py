@@ -103,7 +103,7 @@ def tell_fall(kept):
 
 
 def tell_deeper(kept, name):
-    """The decay of a row does not deepen the fall if late / middle is not below that without decay."""
+    """The decay of a row deepens the fall if late / middle is below that without decay."""
     with_decay, without = (over_layers(kept, row) for row in (name, "gamma_0"))
     if not (pair := paired(with_decay, without)):
         return None
@@ -111,7 +111,7 @@ def tell_deeper(kept, name):
     both = (statistics.mean(row[seed] for seed in row.keys() & other.keys())
             for row, other in ((with_decay, without), (without, with_decay)))  # fmt: skip
     seen = "[late / middle](claims/gamma.md) {:.3f} with it, {:.3f} without: ".format(*both)
-    return seen + interval(mean, half, "+.3f"), n, verdict(mean, half)
+    return seen + interval(mean, half, "+.3f"), n, verdict(-mean, half)
 
 
 def tell_exit(kept, name):
@@ -132,13 +132,13 @@ def exit_steps(points, T):
 
 
 def claims(found):
-    """That gammas fall without decay, that decay does not deepen their fall, and that the rule exits."""
+    """That gammas fall without decay, that decay deepens their fall, and that the rule exits."""
     rows, where = lambda *names: {name: NETS[name] for name in names}, "3.4, figs. 4, 6"  # noqa: E731
     told = judged(
         found, rows("gamma_0"), "gamma.md", where, "gammas fall late (by 1 % and more), by training", tell_fall
     )
     for name in ("gamma_3.05", "gamma_18.3"):
-        text = f"{NETS[name].removeprefix('with ')} does not deepen their fall"
+        text = f"{NETS[name].removeprefix('with ')} deepens their fall"
         tell = lambda kept, name=name: tell_deeper(kept, name)  # noqa: E731
         told += judged(found, rows(name, "gamma_0"), "gamma.md", where, text, tell)
     for name in ("gamma_0", "gamma_3.05"):

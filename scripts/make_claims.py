@@ -21,7 +21,7 @@ from make_tables import PERCENT, ROOT, read, read_runs, table, write
 from arguments import ArgumentParser
 from utill import UserError, entry_point
 
-HEADS = ["in the paper", "claim", "what was seen", "n", "the claim"]
+HEADS = ["bears on", "statement", "what was seen", "n", "the statement"]
 PAGE = """# The paper's claims, put to the test
 
 Small runs (`scripts/claims.sh`), and what `scripts/folding.py` and `scripts/robustness.sh` see in trained nets. n:
@@ -29,6 +29,10 @@ seeds, where nothing else is said. Differences are in points of accuracy, paired
 t-test (by image, where it is one net); each interval stands alone, so that of {} lines about one in twenty would be
 wrong by chance. What needs the full size, or longer training, is not seen here.
 
+The statements are ours: each puts a claim of the paper, or what it would imply, as a number can answer it, and what
+counts as an answer (10 %, a tenth, 1 %) is ours too. Rows by name, as `base` and `gamma_0`, are those of
+`scripts/claims.sh`; "exponent" is that of weight decay on gammas over the whole training ([gamma.md](claims/gamma.md)).
+{}
 In {} of the {} lines n is below {}: they tell of these nets alone, and another seed may say otherwise. A line of one
 seed without an interval over images has no verdict.
 
@@ -68,9 +72,9 @@ def page_of_claims(claims, found):
     few = sum(claim.n < FEW_SEEDS for claim in claims)
     below = PAIRS if claim_pairs.compared(found) else ""
     below += STEPS.format(claim_pairs.steps_table(found)) if claim_pairs.by_steps(found) else ""
-    settings = [f"{name}: {setting(runs[0])}.\n" for name, runs in found.items() if name in ("gamma_0", "base")]
+    settings = [f"- {name}: {setting(runs[0])}\n" for name, runs in found.items() if name in ("gamma_0", "base")]
     lines = table(HEADS, [claim.cells() for claim in claims])
-    return PAGE.format(len(claims), few, len(claims), FEW_SEEDS, lines, below + "".join(settings))
+    return PAGE.format(len(claims), "".join(["\n", *settings]), few, len(claims), FEW_SEEDS, lines, below)
 
 
 @entry_point

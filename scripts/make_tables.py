@@ -34,10 +34,11 @@ from utill import UserError, entry_point, reason_of
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results: written by scripts/make_tables.py -->\n", "<!-- end -->"
 SOURCES = ("paper", "quoted", "memory", "unknown")
+MEMORY = "; (memory) unverified, do not quote"  # for those who look for the source: README leaves it out
 LEGEND = """
-Marks: (paper) text or figures; (quoted) by another publication; (memory) unverified, do not quote; (unknown) not found.
+Marks: (paper) text or figures; (quoted) by another publication{}; unknown: not found.
 Here: mean ± deviation over n seeds; "-": not run; `--precise_bn N`: tested with the statistics of N training batches;
-another recipe: the same net, data and T, trained otherwise.
+another recipe: the same net, data and T, trained otherwise, as where the paper's settings are not known.
 """
 PAGE = """# The paper's tables, and our runs of their rows
 
@@ -52,6 +53,9 @@ difference in the last epoch of training, with the statistics of each batch.
 {}
 {}
 # Every run that was kept
+
+Checkpoints are not in git: a command that starts from one needs that row trained first, or a file of
+[weights](../weights). Where environment.json says `git_dirty`, the code was ahead of the commit that it names.
 
 "Training" is the accuracy in the last epoch, on images as they were augmented, with the statistics of each batch.
 "100 images: a to b" is the 95 % interval that so few test images give (Wilson).
@@ -313,19 +317,24 @@ def ours(runs, link):
     return text
 
 
-def paper_table(paper, found, folder):
-    """The rows of the paper beside ours; `folder` is where the links to runs start."""
+def paper_table(paper, found, folder, memory=MEMORY):
+    """The rows of the paper beside ours; links to runs start at `folder`. memory: "" leaves such values out."""
+
+    def told(value, source):
+        return f"{value} ({source})" if value and (memory or source != "memory") else "unknown"
+
     rows = []
     for row in paper:
         runs, title = found.get(row["runs"]), f"{row['row']} (table {row['table']})"
-        cell = f"{row['accuracy']} ({row['source']})" if row["accuracy"] else row["source"]
-        cell += f"<br>exit at {row['exit_T']}: {row['exit_accuracy']} ({row['exit_source']})" if row["exit_T"] else ""
+        cell = told(row["accuracy"], row["source"])
+        if row["exit_T"] and (exited := told(row["exit_accuracy"], row["exit_source"])) != "unknown":
+            cell += f"<br>exit at {row['exit_T']}: {exited}"
         command = f"`{runs[0]['command'] if runs else row['command']}`" if row["command"] else "-"
         here = [ours(runs, folder + row["runs"])] if runs else []
         if other := found.get(row.get("another_recipe")):
             here.append(f"another recipe: {ours(other, folder + row['another_recipe'])}")
         rows.append([title, row["T"] or "-", cell, "<br>".join(here) or "-", command])
-    return table(["paper's row", "T", "paper, %", "here, %", "command"], rows) + LEGEND
+    return table(["paper's row", "T", "paper, %", "here, %", "command"], rows) + LEGEND.format(memory)
 
 
 def kept_runs(found, results):
@@ -396,7 +405,7 @@ def main(argv=None):
         if not parts or text.count(START) > 1:
             raise UserError(f"{readme} must have {START.strip()} and, below it, {END} once")
         bntt = [row for row in paper if row["command"] and flags_of(row["command"], row["row"]).get("norm") == "bntt"]
-        new[readme] = parts[1] + paper_table(bntt, found, "results/") + parts[2]
+        new[readme] = parts[1] + paper_table(bntt, found, "results/", "") + parts[2]
     return write(new, args.check)
 
 
