@@ -355,9 +355,9 @@ def main(argv=None):
         args, checkpoint = parse_args(argv, path)
         result = rounded(measure(args, checkpoint))
         print(*summary(result), sep="\n")
-        runs.write_json(Path(path).parent / "analysis.json", result)
+        runs.write_json(nets.beside(path) / "analysis.json", result)
         results.append(result)
-    folder = Path(first.out or Path([*first.checkpoints, *first.files][0]).parent)
+    folder = Path(first.out or nets.beside([*first.checkpoints, *first.files][0]))
     folder.mkdir(parents=True, exist_ok=True)
     # of files, damage of any kind; of what was just measured, errors of our own are to be seen
     with utill.reading(" or ".join(first.files)) if first.files else contextlib.nullcontext():

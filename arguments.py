@@ -79,7 +79,7 @@ class ArgumentParser(argparse.ArgumentParser):
         actions = {a.dest: a for a in self._actions if a.dest not in ("help", "config", "checkpoint")}
         for key, value in values.items():
             if key not in actions:
-                raise UserError(f"{source}: unknown key {key!r}")
+                raise UserError(f"{source}: unknown key {key!r} (--help lists every flag)")
             try:
                 if value is not None:
                     self.set_defaults(**{key: _config_value(actions[key], value)})

@@ -193,7 +193,7 @@ class Loader:
             # its own generator: torch's would otherwise be drawn from at every epoch
             options = dict(generator=torch.Generator(), worker_init_fn=_leave_signals_to_main)
             options |= dict(sampler=self.keys, batch_size=None, collate_fn=tuple, persistent_workers=True)
-            with warnings.catch_warnings():  # how many workers is for the user to say
+            with warnings.catch_warnings():  # older PyTorch says it here
                 warnings.filterwarnings("ignore", message="This DataLoader will create")
                 self._workers = DataLoader(self.maker, num_workers=self.num_workers, **options)
         return self._from_workers()
@@ -203,7 +203,9 @@ class Loader:
         if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
             handler = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
         try:
-            batches = iter(self._workers)
+            with warnings.catch_warnings():  # how many workers is for the user to say
+                warnings.filterwarnings("ignore", message="This DataLoader will create")
+                batches = iter(self._workers)
             if handler is not None:  # PyTorch's raises where it pleases, in a lock or in a save; it also looks itself
                 signal.signal(signal.SIGCHLD, handler)
             yield from batches

@@ -148,6 +148,8 @@ def main(argv=None):
     loaders = data.build_loaders(args, train=False, **known)
     held_loader = data.held_out(args, settings, **known)
     net = nets.load_net(args, checkpoint, loaders.facts, device)
+    if args.policy == "gamma" and not net.gammas():
+        raise UserError(f"{type(net).__name__} lists no layers() with a gamma per time-step: choose another --policy")
     gammas, T = net.gammas(), args.num_steps
     mean_gamma = torch.stack([gamma.mean(1) for gamma in gammas.values()]).double() if gammas else None
     if gammas:
@@ -184,8 +186,7 @@ def main(argv=None):
         for row in result["measured"]:
             times = f"{row['ms_full']:.2f} ms an image in full, {row['ms_exit']:.2f} ms with exits"
             print(f"batch {row['batch']}: {times}, {row['mean_steps']:.2f} steps in the mean, {row['images']} images")
-    folder = Path(args.checkpoint).parent
-    figure = Path(args.figure) if args.figure else folder / "early_exit.png"
+    figure = Path(args.figure) if args.figure else nets.beside(args.checkpoint) / "early_exit.png"
     draw(figure, gammas, evaluation, gamma, policies, answer)
     curve = [evaluation.top1(t) for t in range(1, T + 1)]
     details = {"acc_by_steps": curve, "policies": policies, "sweep": gamma["sweep"] if gamma else []}

@@ -144,6 +144,15 @@ class SpikingNet(nn.Module):
     A net has num_steps, encoder and output_currents(x, t0, steps, fire) -> [T, B, K], those of the output neurons. x:
     encoded images from step t0 on, of a run of `steps`; fire(neuron, currents) -> spikes, both [T, B, ...]."""
 
+    def layers(self):
+        """The spiking layers, input to output: a list of `Layer`, from which gammas, exits and statistics are read."""
+        return []
+
+    def gammas(self):
+        """{layer name: gamma [T, features]} of the layers with a gamma of their own at every time-step."""
+        norms = {layer.name: layer.norm for layer in self.layers() if getattr(layer.norm, "gamma_per_step", False)}
+        return {name: norm.gamma(self.num_steps).detach() for name, norm in norms.items()}
+
     def check_input(self, images, steps=None):
         """Return the number of steps to run; ValueError if the images or steps do not fit the net."""
         steps = self.num_steps if steps is None else steps
@@ -191,6 +200,7 @@ class SpikingNet(nn.Module):
 NORMS = {"bntt": BNTT, "bn": SharedBN, "none": NoNorm}
 Layer = namedtuple("Layer", "name synapse norm lif pool")  # spikes = pool(lif(norm(synapse(x))))
 # Channels of each convolution, "A" = 2x2 average pool, "G" = global average pool; widths of the spiking linear layers.
+# Or a class of a net that is no chain, which takes the arguments of `SpikingVGG` after arch.
 ARCHS = {
     "vgg9": ((64, 64, "A", 128, 128, "A", 256, 256, 256, "A"), (1024,)),
     "vgg11": ((64, "A", 128, "A", 256, 256, "A", 512, 512, "A", 512, 512, "G"), (4096,)),
@@ -242,7 +252,6 @@ class SpikingVGG(SpikingNet):
                 nn.init.xavier_uniform_(module.weight, gain=2)
 
     def layers(self):
-        """The spiking layers, input to output: a list of `Layer`."""
         keys = [(name, norm, f"lif_{name}", f"pool_{name}") for name, norm in self._norms.items()]
         return [Layer(parts[0], *(getattr(self, part) for part in parts)) for parts in keys]
 
@@ -250,11 +259,6 @@ class SpikingVGG(SpikingNet):
     def readout(self):
         """The output layer: no spikes, no leak; its voltage accumulates over time (eq. 5)."""
         return getattr(self, self._readout)
-
-    def gammas(self):
-        """{layer name: gamma [T, features]} of the layers with a gamma of their own at every time-step."""
-        norms = {layer.name: layer.norm for layer in self.layers() if getattr(layer.norm, "gamma_per_step", False)}
-        return {name: norm.gamma(self.num_steps).detach() for name, norm in norms.items()}
 
     def output_currents(self, x, t0, steps, fire):
         layers = self.layers()

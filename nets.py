@@ -98,7 +98,8 @@ def build_net(args, facts):
             return ANN(ANNS[args.arch], *sizes, in_channels=facts.in_channels, dropout=args.dropout)
         parts = dict(encoding=args.encoding, norm=NORMS[args.norm](args), neuron=NEURONS[args.neuron])
         parts |= dict(threshold=args.threshold, spike_order=args.spike_order, in_channels=facts.in_channels)
-        return SpikingVGG(args.arch, args.num_steps, args.leak_mem, facts.img_size, len(facts.classes), **parts)
+        make = ARCHS[args.arch] if callable(ARCHS[args.arch]) else partial(SpikingVGG, args.arch)
+        return make(args.num_steps, args.leak_mem, facts.img_size, len(facts.classes), **parts)
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -172,9 +173,15 @@ def parse_with_checkpoint(parser, argv=None, path=None):
     apply_settings(parser, path, checkpoint)
     if "config" in checkpoint:
         args = parser.parse_args(argv)
-        for key in ("dvs_split", "norm_stats"):  # with the other, recordings it trained on would be tested
-            if getattr(args, key) != (trained := checkpoint["config"].get(key, getattr(args, key))):
-                raise UserError(f"{path} was trained with --{key} {trained}: test it with the same")
+        trained = checkpoint["config"]
+        # with another split or statistics, what it trained on would be tested; another arch or norm has other weights
+        for key in ("arch", "norm", "dvs_split", "norm_stats"):
+            if getattr(args, key) != trained.get(key, getattr(args, key)):
+                raise UserError(f"{path} was trained with --{key} {trained[key]}: test it with the same")
+        network = next(g._group_actions for g in parser._action_groups if g.title == "network")
+        for key in (action.dest for action in network if action.dest in trained):
+            if trained[key] is not None and getattr(args, key) != trained[key]:
+                print(f"not as trained: --{key} {getattr(args, key)}, in place of {trained[key]}")
         check_weights(args, checkpoint, DataFacts(**checkpoint["data"]))
         return args, checkpoint
     authors = {"global_step", "accuracy"} <= checkpoint.keys()
@@ -244,6 +251,16 @@ def weights_file(name):
     return path
 
 
+def beside(checkpoint):
+    """The folder for what is measured of a checkpoint: its own; of a net of weights/ runs/<its name>, which is made."""
+    path = Path(checkpoint)
+    if path.resolve().parent != SHIPPED:
+        return path.parent
+    folder = Path("runs", path.stem)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def load(path, device="cpu", engine="auto", **settings):
     """The net of a checkpoint, for use in Python, in eval mode: `net = nets.load("runs/x/best.pth.tar")`.
 
@@ -276,7 +293,9 @@ def load(path, device="cpu", engine="auto", **settings):
 
 
 def _readout(args):
-    return f"fc{len(ARCHS[ANNS.get(args.arch, args.arch)][1]) + 1}.weight"
+    """The name of the output layer's weight in a state dict; in a net of one's own, which is no chain, readout."""
+    row = ARCHS[ANNS.get(args.arch, args.arch)]
+    return "readout.weight" if callable(row) else f"fc{len(row[1]) + 1}.weight"
 
 
 def init_from(net, args):
@@ -350,6 +369,9 @@ def average_statistics(net, batches, amp="off"):
     ("Precise BN", Wu & Johnson 2021; not in the paper.) UserError for a norm that does not list its BatchNorms.
     """
     twin, T = copy.deepcopy(net), net.num_steps
+    seen = {id(m) for layer in twin.layers() for m in layer.norm.modules()}
+    if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and id(m) not in seen for m in twin.modules()):
+        raise UserError(f"--precise_bn: the layers() of {type(net).__name__} do not list all its norms: leave it out")
     for layer in twin.layers():
         norm = layer.norm
         inside = {m for m in norm.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}

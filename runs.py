@@ -114,6 +114,8 @@ def load_checkpoint(path):
     `data` and `config`, {flag: value}, whether or not the flag takes it; and what else the file holds, unchecked.
     UserError if the file is anything else, or would take much more memory than it is large.
     """
+    if Path(path).is_dir():
+        raise UserError(f"{path} is a folder: name the checkpoint in it, as {Path(path) / 'best.pth.tar'}")
     with reading(path):
         size = _checked_size(path)
         try:
@@ -124,6 +126,8 @@ def load_checkpoint(path):
             if "GLOBAL" in str(error):
                 why = "it holds more than tensors and plain values, perhaps code"
                 raise UserError(f"{path} was refused: {why}; save net.state_dict() alone") from None
+            raise ValueError("it is not a checkpoint") from None
+        except (EOFError, IndexError, KeyError, TypeError, AttributeError):  # of a file that is no pickle at all
             raise ValueError("it is not a checkpoint") from None
         return _checked(_plain_dict(checkpoint), size)
 
@@ -257,7 +261,8 @@ def changed_versions(folder, now):
 def note_resumed(folder, now, **where):
     """Add to environment.json in `folder` that its run went on in the environment `now`; UserError as `write_json`."""
     then = read_environment(folder) or now
-    again = {"date": now["date"], "git": now["git"], **where, "changed": changed_versions(folder, now)}
+    again = {"date": now["date"], "command": now["command"], "git": now["git"], **where}
+    again["changed"] = changed_versions(folder, now)
     before = then.get("resumed")
     write_json(folder / "environment.json", then | {"resumed": [*(before if isinstance(before, list) else []), again]})
 
@@ -296,6 +301,8 @@ def run_folder(path, overwrite=False, resume=False):
     path = Path(path)
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is no folder, where a run could be kept: name another by --run_dir or --out")
     path.mkdir(parents=True, exist_ok=True)
     with alone_in(path):
         old = [path / name for name in RUN_FILES if (path / name).exists()]

@@ -296,7 +296,8 @@ def train(args, argv, signals, stack):
         print(*told, sep="\n", end="\n" if told else "")
         runs.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         runs.write_json(folder / "environment.json", environment)
-    print(f"run folder {folder}; {sum(p.numel() for p in net.parameters()):,} parameters; {device}")
+    new = "; no run to go on with, a new one begins" if args.resume and not old else ""
+    print(f"run folder {folder}{new}; {sum(p.numel() for p in net.parameters()):,} parameters; {device}")
     print(f"engine: {engine}, mixed precision {args.amp}" + (f" (not fused: {reason})" if reason else ""))
 
     curves = stack.enter_context(runs.curves(folder / "tensorboard", run.epoch + 1))

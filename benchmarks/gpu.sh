@@ -30,10 +30,16 @@
 #                     WORK/parts on another machine, and the recipe goes on there
 set -euo pipefail
 cd "$(dirname "$0")/.."
+case ${1:-} in
+-h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;;
+?*) echo "gpu.sh: error: it takes no flags, but the variables that --help names" >&2 && exit 2 ;;
+esac
 . scripts/rows.sh
 export BUDGET_S=${BUDGET_S:-520} OUT=${OUT:-results/gpu} WORK=${WORK:-runs/gpu} TOY=${TOY:-} AUTHORS=${AUTHORS:-}
 export PYTHON=${PYTHON:-python3} PARTS=${PARTS:-}
 "$PYTHON" -c 'import torch, triton, pytest' || fail "$PYTHON cannot import torch, triton and pytest: name another with PYTHON="
+[ -n "$TOY" ] || "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+    fail "there is no GPU that PyTorch can use: TOY=1 runs all of it at toy size on a CPU"
 
 dry='' recipe=()
 run() { recipe=("$@"); } # rows.sh calls it with the name of a run and the flags of train.py

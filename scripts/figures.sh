@@ -7,6 +7,7 @@
 # Flags after the checkpoints go to analysis.py and win over those here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+case ${1:-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 checkpoints=()
 while [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; do
     checkpoints+=("$1")

@@ -190,7 +190,8 @@ def main(argv=None):
     arguments.add_data_arguments(parser, data.DATASETS)
     arguments.add_run_arguments(parser)
     out = parser.add_argument_group("folding").add_argument
-    out("--out", default="results/claims", type=arguments.path, help="folder of folding.json, .md and .png")
+    where = "folder of folding.json, .md and .png (default: that of CHECKPOINT, or runs/NAME for one of weights/)"
+    out("--out", default=None, type=arguments.path, help=where)
     args, checkpoint = nets.parse_with_checkpoint(parser, argv)
     device = utill.pick_device(args.device)
     loaders = data.build_loaders(args, train=False, **nets.known_data(checkpoint))
@@ -201,10 +202,11 @@ def main(argv=None):
     size = f"{loaders.facts.img_size}x{loaders.facts.img_size}"
     result["what"] = f"{args.arch} on {args.dataset}, {size}, {args.encoding}, T = {args.num_steps}"
     result |= {"command": f"python scripts/{environment['command']}", "environment": environment}
-    Path(args.out).mkdir(parents=True, exist_ok=True)
-    runs.write_json(Path(args.out) / "folding.json", result)
-    runs.write_text(Path(args.out) / "folding.md", page(result))
-    draw(result, Path(args.out) / "folding.png")
+    folder = Path(args.out) if args.out else nets.beside(args.checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    runs.write_json(folder / "folding.json", result)
+    runs.write_text(folder / "folding.md", page(result))
+    draw(result, folder / "folding.png")
     print(json.dumps(result))
 
 

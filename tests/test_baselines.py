@@ -1,15 +1,22 @@
 """baselines.py, and a net that is no chain: what the parts of model.py must allow without being touched."""
 
 import copy
+import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from conftest import call
 from test_fused import assert_alive, assert_equal, make_net, run, tiny_archs  # noqa: F401 (a fixture)
 
+import early_exit
 import fused
+import nets
+import test
+import train
 from baselines import (
     ANN,
     IF,
@@ -25,7 +32,7 @@ from baselines import (
     dropout,
 )
 from encoders import DirectEncoder
-from model import BNTT, LIF, SpikingNet, SpikingVGG, SurrogateSpike, each_step
+from model import ARCHS, BNTT, LIF, Layer, SpikingNet, SpikingVGG, SurrogateSpike, each_step
 from utill import SpikeMeter
 
 DOUBLE = dict(dtype=torch.float64)
@@ -426,24 +433,33 @@ def test_the_engine_declines_plif_in_one_sentence():
 
 
 class ResidualNet(SpikingNet):
-    """conv1 - [conv2 - conv3 + shortcut] - readout: 20 lines from the parts of model.py."""
+    """conv1 - [conv2 - conv3 + shortcut] - readout: 25 lines from the parts of model.py.
 
-    def __init__(self, num_steps, channels=4, size=6, num_cls=5):
+    As a row of ARCHS it takes what `SpikingVGG` does after arch; the readout must be called so.
+    """
+
+    def __init__(
+        self, num_steps, leak_mem=0.9, img_size=6, num_cls=5, *, in_channels=3, norm=BNTT, neuron=LIF, **others
+    ):
         super().__init__()
-        self.num_steps, self.encoder = num_steps, DirectEncoder(num_steps, 3, size)
-        for i, inputs in enumerate((3, channels, channels), start=1):
+        self.num_steps, self.encoder, channels = num_steps, DirectEncoder(num_steps, in_channels, img_size), 4
+        for i, inputs in enumerate((in_channels, channels, channels), start=1):
             setattr(self, f"conv{i}", nn.Conv2d(inputs, channels, 3, padding=1, bias=False))
-            setattr(self, f"bntt{i}", BNTT(num_steps, channels, True))
-            setattr(self, f"lif_conv{i}", LIF(0.9))
-        self.pool, self.readout = nn.AvgPool2d(2), nn.Linear(channels * (size // 2) ** 2, num_cls, bias=False)
+            setattr(self, f"bntt{i}", norm(num_steps, channels, True))
+            setattr(self, f"lif_conv{i}", neuron(leak_mem))
+        self.pool, self.readout = nn.AvgPool2d(2), nn.Linear(channels * (img_size // 2) ** 2, num_cls, bias=False)
+
+    def layers(self):
+        names = [(f"conv{i}", f"bntt{i}", f"lif_conv{i}") for i in (1, 2, 3)]
+        return [Layer(name[0], *(getattr(self, part) for part in name), nn.Identity()) for name in names]
 
     def output_currents(self, x, t0, steps, fire):
-        def layer(i, x):
-            norm, conv = getattr(self, f"bntt{i}"), getattr(self, f"conv{i}")
-            return fire(getattr(self, f"lif_conv{i}"), norm(each_step(conv, x), t0))
+        def step(layer, x):
+            return fire(layer.lif, layer.norm(each_step(layer.synapse, x), t0))
 
-        shortcut = layer(1, x)
-        x = each_step(self.pool, layer(3, layer(2, shortcut)) + shortcut)
+        first, second, third = self.layers()
+        shortcut = step(first, x)
+        x = each_step(self.pool, step(third, step(second, shortcut)) + shortcut)
         return each_step(self.readout, x.flatten(2))
 
 
@@ -454,6 +470,47 @@ def residual():
     for conv in (net.conv1, net.conv2, net.conv3):
         nn.init.xavier_uniform_(conv.weight, gain=2)
     return net
+
+
+def test_a_row_of_archs_may_be_a_class_of_a_net_that_is_no_chain(monkeypatch, tmp_path):
+    monkeypatch.setitem(ARCHS, "residual", ResidualNet)
+    flags = (
+        "--arch residual --dataset digits --num_steps 3 --num_epochs 1 --limit_train 40 --limit_test 20 --batch_size 20"
+    )
+    flags += f" --batch_size 20 --num_workers 0 --device cpu --gamma_weight_decay 0 --precise_bn 1 --run_dir {tmp_path}"
+    assert call(train.main, *flags.split()).code == 0
+    tested = call(test.main, tmp_path / "best.pth.tar", "--limit_test", "20")
+    assert json.loads(tested.out[-1])["top1"] == json.loads((tmp_path / "result.json").read_text())["test_acc"]
+    exits = call(early_exit.main, tmp_path / "best.pth.tar")
+    assert exits.code == 0, exits.err
+    assert [*json.loads((tmp_path / "early_exit.json").read_text())["mean_gamma"]] == ["conv1", "conv2", "conv3"]
+    assert nets.load(tmp_path / "best.pth.tar").readout.weight.shape == (10, 64)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("train --precise_bn 1", "the layers() of Bare do not list all its norms: leave it out"),
+        ("early_exit", "Bare lists no layers() with a gamma per time-step: choose another --policy"),
+    ],
+)
+def test_a_net_that_lists_no_layers_is_told_what_it_lacks(monkeypatch, tmp_path, flags, said):
+    class Bare(ResidualNet):
+        layers = SpikingNet.layers
+
+        def output_currents(self, x, t0, steps, fire):
+            parts = SimpleNamespace(layers=lambda: ResidualNet.layers(self), pool=self.pool, readout=self.readout)
+            return ResidualNet.output_currents(parts, x, t0, steps, fire)
+
+    monkeypatch.setitem(ARCHS, "bare", Bare)
+    base = "--arch bare --dataset digits --num_steps 3 --num_epochs 1 --limit_train 40 --limit_test 20 --batch_size 20"
+    program, *more = flags.split()
+    base = f"{base} --num_workers 0 --device cpu --run_dir {tmp_path}".split()
+    outcome = call(train.main, *base, *more)
+    if program == "early_exit":
+        outcome = call(early_exit.main, tmp_path / "best.pth.tar")
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert said in outcome.err[0]
 
 
 def test_a_residual_net_trains(residual):

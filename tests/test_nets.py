@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY, call
+from PIL import Image
 
 import early_exit
 import model
@@ -501,3 +502,32 @@ def test_every_kind_of_net_starts_from_every_other(tmp_path):
             args = train.parse_args([*FC3.split(), "--norm", new, "--init_from", str(tmp_path / f"{old}.pth")])
             net = nets.build_net(args, utill.DataFacts(list("0123456789"), 1, 8, [0.5], [0.5]))
             assert nets.init_from(net, args)[0].startswith(f"weights from {Path(args.init_from)}: fc1")
+
+
+# ---- Where it is measured, and other settings than those of the training ------------------------------
+
+
+def test_what_is_measured_of_a_net_of_weights_goes_to_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert nets.beside(nets.SHIPPED / "cifar10_vgg9_T4.pth") == Path("runs/cifar10_vgg9_T4")
+    assert Path("runs/cifar10_vgg9_T4").is_dir()
+    assert nets.beside("somewhere/best.pth.tar") == Path("somewhere")
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        ("", 0, None),
+        ("--leak_mem 0.5", 0, "not as trained: --leak_mem 0.5, in place of 0.95"),
+        ("--norm bn", 2, "was trained with --norm bntt: test it with the same"),
+        ("--arch vgg11", 2, "was trained with --arch vgg9: test it with the same"),
+    ],
+)
+def test_a_setting_that_is_not_that_of_the_training_is_told_or_refused(tmp_path, monkeypatch, flags, code, said):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32)).save("black.png")
+    outcome = call(test_script.main, "--weights", "cifar10_vgg9_T4", "--image", "black.png", *flags.split())
+    assert outcome.code == code
+    lines = outcome.err if code else outcome.out[:-2]
+    assert len(lines) == (said is not None)
+    assert said is None or said in lines[0]

@@ -603,7 +603,7 @@ BAD_INPUT = [
     (f"{SYNTH} --engine plain --save_memory 2", "--save_memory belongs to the fused engine"),
     (f"{SYNTH} --amp fp16 --device cpu", "--amp fp16 needs a GPU"),
     ("CHECKPOINT missing.tar", "cannot read missing.tar: No such file or directory"),
-    ("CHECKPOINT empty", "cannot read empty: Is a directory"),
+    ("CHECKPOINT empty", "empty is a folder: name the checkpoint in it, as empty/best.pth.tar"),
     ("CHECKPOINT half.tar", "cannot read half.tar ("),
     ("CHECKPOINT file", "cannot read file ("),
     ("CHECKPOINT image.png", "cannot read image.png ("),

@@ -465,7 +465,7 @@ def test_a_file_that_is_no_whole_checkpoint_is_a_user_error(tmp_path, content):
 
 def test_a_checkpoint_that_cannot_be_opened_is_a_user_error(tmp_path):
     for path in (tmp_path / "missing", tmp_path):
-        with pytest.raises(UserError, match="cannot read .*: (No such file|Is a directory)"):
+        with pytest.raises(UserError, match="cannot read .*: No such file|is a folder: name the checkpoint in it, as "):
             runs.load_checkpoint(path)
 
 
