@@ -8,6 +8,7 @@ import copy
 import functools
 import hashlib
 import inspect
+import itertools
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -303,7 +304,7 @@ def _kind(net):
     kinds = sorted({kind for norm, _, lif, *_ in parts for kind in (norm, lif)}, key=repr)
     seen = set()
     code = tuple(content(value, seen) for value in (*mine, model.SurrogateSpike, *kinds, model.each_step))
-    return net.readout.weight.device.type, tuple(dict.fromkeys(parts)), code
+    return net.readout.weight.device.type, tuple(part for part, _ in itertools.groupby(parts)), code
 
 
 def _mark(kind):
@@ -372,9 +373,9 @@ def _twin(net, size=1.0):
     twin = copy.deepcopy(net, memo)
     twin.__class__ = plain_class(net)
     twin.double().requires_grad_(True)
-    synapse, size = twin.layers()[0].synapse, twin.encoder.size
-    channels = synapse.in_channels if isinstance(synapse, nn.Conv2d) else synapse.in_features // size**2
-    twin.encoder = model.ENCODERS["frames"](twin.num_steps, channels, size)
+    synapse, side = twin.layers()[0].synapse, twin.encoder.size
+    channels = synapse.in_channels if isinstance(synapse, nn.Conv2d) else synapse.in_features // side**2
+    twin.encoder = model.ENCODERS["frames"](twin.num_steps, channels, side)
     low = 0.6 if size == 1 else -1.6 * size
     ranges = {"bias": (-0.2 * size, 0.4 * size), "weight": (low, 1.6 * size), "running_var": (0.2, 0.6)}
     ranges["scale"] = (0.6, 1.6)  # of a time-step

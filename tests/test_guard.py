@@ -441,3 +441,17 @@ def test_a_net_is_copied_by_its_own_state(copied):
     assert net._run() == 3
     assert not hasattr(copied(net), "callback")
     assert isinstance(net, fused.FusedNet)
+
+
+@pytest.mark.parametrize("encoding", ["poisson", "direct"])
+@pytest.mark.parametrize("norm", ["bntt", "none", TdBN])
+def test_every_layer_of_a_net_that_a_proof_looks_at_spikes(encoding, norm):
+    """Its images are frames of both signs, whatever the net's encoder; its gammas near 1."""
+    net = make_net(norm=norm, encoding=encoding)
+    twin = guard._twin(net)
+    torch.manual_seed(0)
+    with SpikeMeter(twin) as meter, torch.no_grad():
+        twin(torch.randn(2, *twin.encoder.input_shape, dtype=torch.float64) * 1.5)
+    assert all(rate > 0.02 for rate in meter.rates().values())
+    gammas = torch.cat([gamma.flatten() for gamma in twin.gammas().values()] or [torch.ones(1)])
+    assert 0.5 < gammas.min() <= gammas.max() < 1.7
