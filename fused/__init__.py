@@ -77,24 +77,26 @@ class FusedNet:
 
     def stream(self, images, steps=None, block=None):
         """As `SpikingNet.stream`; by default a block is as many time-steps as fit into memory at once."""
-        reason = guard.cannot_now(images)
+        mine, reason = vars(self).get("_fused", {}), guard.cannot_now(images)
         if not reason and block and (torch.is_grad_enabled() or self.training):
             reason = "the fused engine streams block by block in eval mode and without gradients only"
-        if not reason and not self._fused["trusted"]:
-            reason = why_not(self, self._fused["save_memory"])
+        if not reason and not mine:  # another thread copies it just now
+            reason = "it is being copied"
+        if not reason and not mine["trusted"]:
+            reason = why_not(self, mine["save_memory"])
         if not reason:
             steps = self.check_input(images, steps)
             whole = any(m.training and not getattr(m, "per_step", True) for m in self.modules())
-            encode = functools.partial(_encoded, self.encoder, images, steps, steps if whole else block or 1)
             try:
-                run = Run(self, images, steps, steps if whole else block or self._fused["save_memory"])
+                run = Run(self, images, steps, steps if whole else block or mine["save_memory"])
             except Unsupported as error:
                 reason = str(error)
             else:
+                encode = functools.partial(_encoded, run, images, steps if whole else block or 1)
                 yield from _run(run, encode, self.training)
                 return
-        if reason != self._fused["said"] and not torch.compiler.is_compiling():
-            self._fused["said"] = reason
+        if reason != mine.get("said") and not torch.compiler.is_compiling():
+            mine["said"] = reason
             warnings.warn(f"this net runs plain: {reason}", stacklevel=4)
         yield from super().stream(images, steps, block or 1)
 
@@ -125,9 +127,13 @@ class FusedNet:
         return attached(copied, mine["save_memory"])
 
 
-def _encoded(encoder, images, steps, block, t0, t1):
-    """Steps t0 .. t1 of a run of `steps`, encoded by the calls that the plain loop makes: `block` steps at once."""
-    parts = [encoder(images, min(block, steps - t), t) for t in range(t0, t1, block)]
+def _encoded(run, images, block, t0, t1):
+    """Steps t0 .. t1 of a run, encoded by the calls that the plain loop makes: `block` steps at once."""
+    parts = []
+    for t in range(t0, t1, block):
+        part = run.checked(run.net.encoder(images, min(block, run.steps - t), t), min(block, run.steps - t))
+        part = part.detach() if block == 1 and t >= run.live[0] else part  # as the plain loop: nothing comes of it
+        parts.append(part.clone() if block < t1 - t0 else part)  # an encoder may write into it again
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -139,9 +145,10 @@ def _run(run, encode, training):
         yield FusedVoltages.apply(run, encode(0, run.steps), *weights, *scales, *shifts)
         return
     weights, readout = run.prepared(weights)
-    membranes, voltage, kept = run.state(run.block < run.steps), 0.0, slice(None)
+    membranes, voltage, kept = None, 0.0, slice(None)
     for t0, t1 in run.blocks():
         encoded = encode(t0, t1)[:, kept]
+        membranes = run.state(run.block < run.steps) if membranes is None else membranes  # the first tells the sizes
         with torch.autocast(run.device.type, enabled=False):
             if encoded.shape[1]:
                 spikes = run.forward_block(encoded, t0, t1, weights, membranes, keep=False)[0]

@@ -42,6 +42,7 @@ import torch.nn.functional as F
 
 from fused.common import Shape, Unsupported
 
+MAX_POOL = 15  # packed spikes count those of a window in one byte
 INFERENCE_BYTES = 2**28  # of one layer's outputs over the time-steps run at once, without gradients
 NO_CUMSUM = ("cuda",)  # where PyTorch refuses its cumsum if algorithms must be deterministic
 COLUMNS = 32  # most of the first layer; with zeros there are as many
@@ -129,8 +130,9 @@ class Run:
         self.block = min(block or fit, steps)
         self.norms = [layer.norm.batch_norms(steps) for layer in self.layers]
         self.measured = [bool(norms) and norms[0].training for norms in self.norms]
+        self.early, self.live = self.reach()
         # gamma and beta of a norm that measures its batch, else a and b: as autograd sees them
-        self.scales = [self.scale_parameters(i, self.live_steps(i)) for i in range(len(self.layers))]
+        self.scales = [self.scale_parameters(i, live) for i, live in enumerate(self.live)]
         self.replaying = False  # in the backward pass, where hooks are not called again
 
     def prepared(self, weights):
@@ -157,18 +159,39 @@ class Run:
         self.shapes = [shape._replace(B=len(images)) for shape in self.shapes]
         return [m if m is None else m.view(s.B, -1, s.C)[images].view(-1, s.C) for m, s in pairs]
 
+    def checked(self, encoded, steps):
+        """What the encoder gave for so many steps; RuntimeError where it is not what the passes can trust."""
+        conv, wide = isinstance(self.layers[0].synapse, nn.Conv2d), not self.autocast
+        fits = encoded.ndim == 5 and encoded.shape[:2] == (steps, self.images)
+        if not fits or wide and encoded.dtype != self.net.readout.weight.dtype:
+            found = (
+                f"the encoder gave {[*encoded.shape]} of {encoded.dtype}, where {steps} steps of {self.images} images"
+            )
+            raise RuntimeError(f"{found} were due: mend it, or run the net plain by fused.detach(net)")
+        if conv and encoded.shape[3:] != self.shapes[0][2:4]:  # not what the encoder says
+            self.shapes = shapes(self.net, self.shapes[0].B, self.steps, encoded.shape[3:])
+            whole = all(s.H == s.W for s, layer in self.pairs() if isinstance(layer.pool, nn.AdaptiveAvgPool2d))
+            if not whole or max(s.pool for s in self.shapes) > MAX_POOL:
+                size = "x".join(map(str, encoded.shape[3:]))
+                raise RuntimeError(f"the fused engine cannot pool maps of {size}: fused.detach(net) makes it run plain")
+        return encoded
+
+    def pairs(self):
+        return zip(self.shapes, self.layers, strict=True)
+
+    def reach(self):
+        """For each layer: how many first steps can reach the output (firing first, the last ones cannot), and how many
+        have a gradient in its norm, as in the plain loop: all or none where a block holds all steps."""
+        whole = any(m.training and not getattr(m, "per_step", True) for m in self.net.modules())
+        early, connected, found = self.steps, True, []
+        for shape, layer in reversed([*self.pairs()]):
+            early = max(0, early - shape.fire_first)
+            mixed = whole and not layer.norm.per_step
+            connected = connected and (self.steps > shape.fire_first if mixed else early > 0)
+            found.append((early, 0 if not connected else early if layer.norm.per_step else self.steps))
+        return zip(*reversed(found), strict=True)
+
     # -- Norms as x -> a x + b, per time-step and channel
-
-    def live_steps(self, i):
-        """How many first steps have a current with a gradient: firing first, the last ones cannot reach the output.
-
-        Of steps that are normalised together all have one, or none.
-        """
-        live = early = self.steps
-        for shape, layer in reversed([*zip(self.shapes, self.layers, strict=True)][i:]):
-            live, early = max(0, live - shape.fire_first), max(0, early - shape.fire_first)
-            live = live if layer.norm.per_step or not live else self.steps
-        return early if self.layers[i].norm.per_step else live
 
     def scale_parameters(self, i, steps):
         """What scales and shifts in the norm of layer i at the first steps: two tensors [steps, C], or None."""
@@ -307,13 +330,6 @@ class Run:
 
     def encoded(self, images, steps):
         """Encoded images [T, B, C, H, W] as the first layer takes them: [T, B, H, W, C], in memory of their own."""
-        B, size = self.shapes[0].B, images.shape[3:]
-        if size != self.shapes[0][2:4] and isinstance(self.layers[0].synapse, nn.Conv2d):  # not what the encoder says
-            self.shapes = shapes(self.net, B, self.steps, size)
-        square = size[0] == size[1] or not any(isinstance(layer.pool, nn.AdaptiveAvgPool2d) for layer in self.layers)
-        if [*images.shape[:2]] != [steps, B] or not square:  # the passes trust the shapes
-            found = f"the encoder gave {[*images.shape]}, where {steps} steps of {B} images were due"
-            raise RuntimeError(f"{found}: mend it, or run the net plain by fused.detach(net)")
         given, images = images, images.to(self.dtype)
         images = self.columns(images) if self.by_columns else images.permute(0, 1, 3, 4, 2).contiguous()
         return images.clone() if images.data_ptr() == given.data_ptr() else images  # who gave them may change them
@@ -355,7 +371,7 @@ class Run:
                 spikes = self.passes.lif_forward(y, whole, a, b, state, t0 > 0, None, fresh=True)
                 spikes = spikes.permute(0, 1, 4, 2, 3)
                 spikes = spikes if isinstance(layer.synapse, nn.Conv2d) else spikes.flatten(2)
-                for hook in layer.lif._forward_hooks.values():
+                for hook in [*layer.lif._forward_hooks.values()]:
                     hook(layer.lif, (), (spikes, None))
             x = self.passes.lif_forward(y, shape, a, b, membrane, t0 > 0, packed if keep else None)
         return x, [*kept, packed] if keep else [], scales
@@ -366,7 +382,7 @@ class Run:
         if isinstance(synapse, nn.Linear):
             inputs, outputs = inputs.flatten(2), outputs.flatten(2)
         for x, y in zip(inputs, outputs, strict=True):
-            for hook in synapse._forward_hooks.values():
+            for hook in [*synapse._forward_hooks.values()]:
                 hook(synapse, (x,), y)
 
     def output(self, spikes, weight):
@@ -389,6 +405,9 @@ class Run:
             shape, scale, norm = self.shapes[i]._replace(T=t1 - t0), scales[i], self.layers[i].norm
             arguments = (membrane, grad, carries[i], not last, bool(self.norms[i]))
             delta, s1, s2 = self.passes.lif_backward(x, shape, scale.a, scale.b, scale.mean, *arguments)
+            if norm.per_step and self.early[i] < t1:  # cut by the plain loop, though a norm over time may reach them
+                for part in (delta, s1, s2) if s1 is not None else (delta,):
+                    part[max(0, self.early[i] - t0) :] = 0
             if self.norms[i]:
                 k1, k2, k3 = scale.a.double(), torch.zeros_like(s1), torch.zeros_like(s1)
                 if self.measured[i]:
@@ -492,7 +511,7 @@ class FusedVoltages(torch.autograd.Function):
         parameters, encoded = parameters[: len(ctx.needs_input_grad) - 2], parameters[-1]
         grad = sum_over_time(grad.flip(0)).flip(0).to(run.state_dtype)  # of the output's current at each step
         results, readout, carries = _Results(run), 0, run.state(len(blocks) > 1)
-        live, seen = [run.live_steps(i) for i in range(len(run.layers))], None
+        live, seen = run.live, None
         if ctx.needs_input_grad[1] and live[0]:
             seen = torch.empty(ctx.shape, dtype=run.dtype, device=run.device)
         for (t0, t1), scales in zip(reversed(blocks), reversed(ctx.scales), strict=True):

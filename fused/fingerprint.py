@@ -114,7 +114,9 @@ def _names(code):
 def text_of(value):
     """The same text in every process for the same content."""
     if isinstance(value, types.CodeType):
-        value = (value.co_code, value.co_consts, value.co_names, value.co_varnames, value.co_freevars)
+        read = (value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars)
+        called = (value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount, value.co_flags)
+        value = (value.co_code, value.co_consts, *read, *called, getattr(value, "co_exceptiontable", None))
     if isinstance(value, frozenset):
         return f"{{{','.join(sorted(map(text_of, value)))}}}"
     if isinstance(value, tuple):

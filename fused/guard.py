@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import itertools
 import sys
+import types
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,11 +23,10 @@ from torch.utils._device import DeviceContext
 
 import model
 from fused.common import Unsupported, cache_folder
-from fused.engine import backend, shapes
+from fused.engine import MAX_POOL, backend, shapes
 from fused.fingerprint import content, settings_of, text_of
-from model import LIF, SpikingVGG
+from model import LIF, SpikingNet, SpikingVGG
 
-MAX_POOL = 15  # packed spikes count those of a window in one byte
 DESCRIPTION = ("batch_norms", "gamma", "affine")  # by which a norm says what it is, besides per_step
 TIME = ("stream", "output_currents", "_currents")  # in whose place the engine puts itself
 TOLERANCE = 1e-9
@@ -63,9 +63,14 @@ def _why_not(net, save_memory):
         return "the fused engine does not know functions of torch that were replaced"
     if not (layers := net.layers()):
         return "the fused engine does not know a net without neurons"
-    norms = [{*map(id, layer.norm.batch_norms(net.num_steps))} for layer in layers if _describes_itself(layer.norm)]
+    described = [layer.norm.batch_norms(net.num_steps) for layer in layers if _describes_itself(layer.norm)]
+    norms = [{id(bn): bn for bn in found} for found in described]
     if len({id(layer.norm) for layer in layers}) < len(layers) or len(set().union(*norms)) < sum(map(len, norms)):
         return "the fused engine does not know layers that share a normalisation"
+    buffers = [bn._buffers.get(key) for found in norms for bn in found.values() for key in STATISTICS]
+    buffers = [*map(id, filter(torch.is_tensor, buffers))]
+    if len({*buffers}) < len(buffers):
+        return "the fused engine does not know layers that share running statistics"
     for layer in layers:
         if reason := _synapse(*layer[:2], net.readout) or _layer(layer, net.num_steps, save_memory):
             return f"the fused engine {reason}"
@@ -156,8 +161,12 @@ def _plain_weight(module):
 
 
 def _describes_itself(norm):
-    """Whether a norm says what it is; what it says is not taken for a `forward` that was written after it."""
-    return all(hasattr(norm, name) for name in (*DESCRIPTION, "per_step", "gamma_per_step")) and _in_order(type(norm))
+    """Whether a norm of our own files says what it is, and was not given a `forward` after that.
+
+    Those of other files run plain: what their code reads cannot all be seen, nor tried out in a proof.
+    """
+    said = all(hasattr(norm, name) for name in (*DESCRIPTION, "per_step", "gamma_per_step"))
+    return said and type(norm).__module__ in OURS and _in_order(type(norm))
 
 
 @functools.cache
@@ -166,8 +175,22 @@ def _in_order(kind):
     return min(wrote[name] for name in DESCRIPTION) <= wrote["forward"]
 
 
+OURS = ("model", "baselines")  # modules, which may be edited: a proof is of their code
+
+
+def _foreign(kinds):
+    """The name of a function of these classes that is not of the files of OURS; None if all are."""
+    files = {getattr(sys.modules.get(name), "__file__", None) for name in OURS}
+    for owner, name, value in ((kind, *item) for kind in kinds for item in vars(kind).items()):
+        function = getattr(value, "fget", None) or getattr(value, "__func__", value)
+        if isinstance(function, types.FunctionType) and function.__code__.co_filename not in files:
+            return f"{owner.__name__}.{name}"
+    return None
+
+
 NEURON_CODE = ("forward", "step", "fire", "__call__", "_call_impl", "__getattr__", "__getattribute__", "train")
 BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d
+STATISTICS = "running_mean", "running_var"
 BATCH_NORM_NAMES = len(vars(nn.BatchNorm1d(1)))
 BATCH_NORM_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -180,11 +203,11 @@ def _knows_batch_norms(norms, beta, synapse):
     (eps, momentum, _, tracked), *others = settings
     if others or not tracked or not type(eps) is type(momentum) is float or eps <= 0:
         return False
-    names = ("running_mean", "running_var")
-    tensors = [(part["_parameters"]["weight"], *map(part["_buffers"].get, names)) for part in parts]
+    tensors = [(part["_parameters"]["weight"], *map(part["_buffers"].get, STATISTICS)) for part in parts]
     if None in {value for row in tensors for value in row}:
         return False
-    if len({v.data_ptr() for _, *row in tensors for v in row}) < 2 * len(norms):  # some share their memory
+    buffers = [v for _, *row in tensors for v in row]
+    if len({v.data_ptr() for v in buffers}) < len(buffers) or any(v._is_view() for v in buffers):  # may share memory
         return False
     kinds, dtype = {(type(w), w.layout, w.dtype, m.dtype, v.dtype) for w, m, v in tensors}, synapse.weight.dtype
     wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
@@ -258,7 +281,12 @@ def _torch_code():
         *(c._check_input_dim for c in BATCH_NORMS), *(getattr(F, name) for name in TORCH_CODE),
         torch.stack, torch.zeros_like, torch.promote_types,
     )  # fmt: skip
-    return code if all(f.__module__.partition(".")[0] == "torch" for f in code) else None
+    return code if all(map(_of_torch, code)) else None
+
+
+def _of_torch(function):
+    file = getattr(getattr(function, "__code__", None), "co_filename", torch.__file__)
+    return function.__module__.partition(".")[0] == "torch" and Path(file).is_relative_to(Path(torch.__file__).parent)
 
 
 UNCHANGED_TORCH = _torch_code() or ()
@@ -274,8 +302,8 @@ def disproved(net, attached):
     """
     try:
         kind = _kind(net)
-    except Unsupported as error:
-        return str(error)
+    except Exception as error:  # what code reads may be anything
+        return str(error) if isinstance(error, Unsupported) else f"its code cannot be compared ({type(error).__name__})"
     if kind not in _PROVED:
         mark = _mark(kind)
         if mark is not None and mark.exists():
@@ -291,7 +319,8 @@ def disproved(net, attached):
 def _kind(net):
     """What of a net decides which code runs: its kinds of parts in order, their functions, and what those read.
 
-    Not of its encoder, which the engine calls as the plain loop does. Raises `Unsupported` where that has no value.
+    Not of its encoder, which the engine calls as the plain loop does, nor of what a class of the user's own adds to the
+    net. Raises `Unsupported` where that has no value.
     """
     parts = tuple(
         (
@@ -300,11 +329,14 @@ def _kind(net):
         )
         for _, synapse, norm, lif, pool in net.layers()
     )  # fmt: skip
-    mine = [c for c in type(net).__mro__ if c.__module__ != "fused"]
-    kinds = sorted({kind for norm, _, lif, *_ in parts for kind in (norm, lif)}, key=repr)
+    norms = sorted({kind for norm, *_ in parts for kind in norm.__mro__ if kind.__module__ in OURS}, key=repr)
+    kinds = (SpikingVGG, SpikingNet, LIF, model.SurrogateSpike, *norms)
+    if (name := _foreign(kinds)) or (model.each_step.__code__.co_filename != SpikingNet.stream.__code__.co_filename):
+        raise Unsupported(f"{name or 'each_step'} was replaced")
     seen = set()
-    code = tuple(content(value, seen) for value in (*mine, model.SurrogateSpike, *kinds, model.each_step))
-    return net.readout.weight.device.type, tuple(part for part, _ in itertools.groupby(parts)), code
+    code = tuple(content(value, seen) for value in (*kinds, model.each_step))
+    order = tuple(part for part, _ in itertools.groupby(parts))
+    return net.readout.weight.device.type, net.num_steps, order, code
 
 
 def _mark(kind):
