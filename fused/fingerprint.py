@@ -12,7 +12,7 @@ import torch.nn as nn
 
 from fused.common import Unsupported
 
-PLAIN = (int, float, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device)
+PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device)
 UNREAD = {
     "__init__",
     "__doc__",
@@ -57,20 +57,19 @@ def content(value, seen):
     seen: the functions and classes met before, to which a name is enough. `__init__` has run, and does not count.
     Raises `Unsupported` of a value that may change unseen, as a tensor does.
     """
-    value = getattr(value, "__func__", value)  # of a static or class method
-    if isinstance(value, PLAIN):
+    if isinstance(value, (staticmethod, classmethod)):
+        value = value.__func__
+    if type(value) in PLAIN:
         return value
     if isinstance(value, property):
         value = (value.fget, value.fset)
     if isinstance(value, functools.partial):
         value = (value.func, value.args, value.keywords)
-    if isinstance(value, types.SimpleNamespace):
-        value = vars(value)
-    if isinstance(value, (tuple, list)):
+    if type(value) in (tuple, list):
         return tuple(content(v, seen) for v in value)
-    if isinstance(value, (set, frozenset)):
+    if type(value) in (set, frozenset):
         return frozenset(content(v, seen) for v in value)
-    if isinstance(value, dict):
+    if type(value) is dict:
         return tuple((content(k, seen), content(v, seen)) for k, v in value.items())
     name = f"{getattr(value, '__module__', None)}.{getattr(value, '__qualname__', None)}"
     if isinstance(value, types.ModuleType):
@@ -82,11 +81,7 @@ def content(value, seen):
             return name
         seen.add(value)
         return name, *(_of_class(value, seen) if isinstance(value, type) else _of_function(value, seen))
-    kind = type(value)
-    shipped = any(_shipped(c.__module__.partition(".")[0]) for c in kind.__mro__[:-1])  # but object
-    if shipped or not hasattr(value, "__dict__"):
-        raise Unsupported(f"its code reads a {kind.__name__}, which may change unseen")
-    return content(kind, seen), content(vars(value), seen)
+    raise Unsupported(f"its code reads a {type(value).__name__}, which may change unseen")
 
 
 def _of_class(kind, seen):
