@@ -55,7 +55,8 @@ difference in the last epoch of training, with the statistics of each batch.
 # Every run that was kept
 
 Checkpoints are not in git: a command that starts from one needs that row trained first, or a file of
-[weights](../weights). Where environment.json says `git_dirty`, the code was ahead of the commit that it names.
+[weights](../weights). Where environment.json says `git_dirty`, the tree was not that of the commit it names: the code
+was ahead of it, or pages of results/ had been written anew.
 
 "Training" is the accuracy in the last epoch, on images as they were augmented, with the statistics of each batch.
 "100 images: a to b" is the 95 % interval that so few test images give (Wilson).
