@@ -200,8 +200,7 @@ class SpikingNet(nn.Module):
 NORMS = {"bntt": BNTT, "bn": SharedBN, "none": NoNorm}
 Layer = namedtuple("Layer", "name synapse norm lif pool")  # spikes = pool(lif(norm(synapse(x))))
 # Channels of each convolution, "A" = 2x2 average pool, "G" = global average pool; widths of the spiking linear layers.
-# Or a class of a net that is no chain, which takes the arguments of `SpikingVGG` after arch.
-ARCHS = {
+ARCHS = {  # or a class of a net that is no chain, which takes what `SpikingVGG` does after arch
     "vgg9": ((64, 64, "A", 128, 128, "A", 256, 256, 256, "A"), (1024,)),
     "vgg11": ((64, "A", 128, "A", 256, 256, "A", 512, 512, "A", 512, 512, "G"), (4096,)),
     "dvs_cnn7": ((128, 128, "A", 384, 384, "A"), (1024, 512)),  # Wu et al. 2019; BNTT gives no details
@@ -247,9 +246,8 @@ class SpikingVGG(SpikingNet):
             add(f"fc{i}", f"bntt_fc{i if len(hidden) > 1 else ''}", nn.Linear(*widths[i - 1 : i + 1], bias=False))
         self._readout = f"fc{len(hidden) + 1}"
         self.add_module(self._readout, nn.Linear(*widths[-2:], bias=False))
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                nn.init.xavier_uniform_(module.weight, gain=2)
+        for synapse in (m for m in self.modules() if isinstance(m, (nn.Conv2d, nn.Linear))):
+            nn.init.xavier_uniform_(synapse.weight, gain=2)
 
     def layers(self):
         keys = [(name, norm, f"lif_{name}", f"pool_{name}") for name, norm in self._norms.items()]
