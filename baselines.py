@@ -115,6 +115,8 @@ class HardReset(LIF):
     here either. ValueError for another order than integrate_first.
     """
 
+    hard_reset = True  # by which the fused engine knows it, as ScaledSurrogate by its alpha
+
     def __init__(self, leak, threshold=1.0, spike_order="integrate_first"):
         require(spike_order == "integrate_first", f"a hard reset belongs to integrate_first, got {spike_order!r}")
         super().__init__(leak, threshold, spike_order)

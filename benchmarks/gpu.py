@@ -406,8 +406,8 @@ def kernels():
 
     triton = passes(tile=256, tile_back=256, channels=16, rows=24, chunk=3, programs=4)
     for dtype in (torch.float32, torch.bfloat16):
-        for pool in (1, 2):
-            shape = Shape(7, 2, 5, 6, 20, pool, pool == 2, 0.95, 1.0)
+        for pool, *kind in ((1, False, False), (2, True, False), (2, False, True)):
+            shape = Shape(7, 2, 5, 6, 20, pool, *kind, 0.95, 1.0, 0.3)
             a = torch.rand(shape.T, shape.C, device=DEVICE) + 0.5
             x, grad = (torch.randn(sizes, device=DEVICE).to(dtype) for sizes in (shape.full, shape.pooled))
             membrane, carry = torch.zeros(2, shape.N, shape.C, device=DEVICE)
@@ -582,7 +582,7 @@ def sweep(batch, T, size):
     from fused import Shape
 
     kind, channels = torch.bfloat16, 8 if TOY else 64
-    shape = Shape(T, batch, size, size, channels, 2, False, 0.95, 1.0)
+    shape = Shape(T, batch, size, size, channels, 2, False, False, 0.95, 1.0, 0.3)
     a = torch.rand(T, channels, device=DEVICE) + 0.5
     x, grad = torch.randn(shape.full, device=DEVICE, dtype=kind), torch.randn(shape.pooled, device=DEVICE, dtype=kind)
     found, processors = {}, 1 if TOY else torch.cuda.get_device_properties(0).multi_processor_count

@@ -20,8 +20,10 @@ class Shape(NamedTuple):
     C: int
     pool: int
     fire_first: bool
+    hard_reset: bool
     leak: float
     threshold: float
+    alpha: float  # of the surrogate gradient
 
     @property
     def N(self):

@@ -45,6 +45,7 @@ struct Layer {
     int64_t T, B, H, W, C;
     int64_t pool;        // side of the pooling window, 1 for none
     int64_t fire_first;  // 0: integrate_first
+    int64_t hard_reset;  // 0: soft; belongs to integrate_first
     double leak, threshold, alpha;
 };
 
@@ -91,7 +92,7 @@ struct Strip {
     int64_t windows;  // whole ones: the odd edge that a pool drops has none
 };
 
-template <class S, class A, bool FIRE_FIRST>
+template <class S, class A, bool FIRE_FIRST, bool HARD>
 static void lif_forward(const Layer &l, const S *x, const A *scale, const A *shift, A *membrane, int start, S *spikes,
                         uint8_t *packed) {
     const Strips strips(l, 1);
@@ -129,7 +130,7 @@ static void lif_forward(const Layer &l, const S *x, const A *scale, const A *shi
                                 const A current = a[c] * load(in[c]) + b[c], before = u[c];
                                 const A v = leak * before + current;
                                 const A fired = (FIRE_FIRST ? before : v) > threshold ? A(1) : A(0);
-                                u[c] = v - threshold * fired;
+                                u[c] = HARD ? v * (A(1) - fired) : v - threshold * fired;
                                 sum[c] += fired;
                             }
                         }
@@ -156,7 +157,7 @@ static void lif_forward(const Layer &l, const S *x, const A *scale, const A *shi
     }
 }
 
-template <class S, class A, bool FIRE_FIRST>
+template <class S, class A, bool FIRE_FIRST, bool HARD>
 static void lif_backward(const Layer &l, const S *x, const A *scale, const A *shift, const A *centre, const A *membrane,
                          const S *grad, A *carry, int start, S *delta, double *sum_delta, double *sum_product) {
     const Strips strips(l, l.T);
@@ -198,10 +199,10 @@ static void lif_backward(const Layer &l, const S *x, const A *scale, const A *sh
 #pragma omp simd
                             for (int64_t c = 0; c < block; c++) {
                                 const A before = u[c], v = leak * before + (a[c] * load(in[c]) + b[c]);
-                                const A decision = FIRE_FIRST ? before : v;
+                                const A decision = FIRE_FIRST ? before : v, fired = decision > threshold ? A(1) : A(0);
                                 keep[c] = in[c];
                                 decides[c] = decision;
-                                u[c] = v - (decision > threshold ? threshold : A(0));
+                                u[c] = HARD ? v * (A(1) - fired) : v - threshold * fired;
                             }
                         }
                 }
@@ -227,7 +228,8 @@ static void lif_backward(const Layer &l, const S *x, const A *scale, const A *sh
 #pragma omp simd
                             for (int64_t c = 0; c < block; c++) {
                                 const A h = A(1) - std::abs(decides[c] * inverse - A(1));
-                                const A back = leak * d[c] + g[c] * (h < A(0) ? A(0) : h);  // keeps a NaN
+                                const A left = HARD && decides[c] > threshold ? A(0) : leak;
+                                const A back = left * d[c] + g[c] * (h < A(0) ? A(0) : h);  // keeps a NaN
                                 const A here = FIRE_FIRST ? d[c] : back;
                                 d[c] = back;
                                 store(out[c], here);
@@ -327,13 +329,17 @@ static void unpack(int64_t count, const uint8_t *packed, S *spikes, A share) {
 #define EXPORT(NAME, S, A)                                                                                              \
     extern "C" void lif_forward_##NAME(const Layer *l, const S *x, const A *scale, const A *shift, A *membrane,         \
                                        int start, S *spikes, uint8_t *packed) {                                          \
-        auto pass = l->fire_first ? lif_forward<S, A, true> : lif_forward<S, A, false>;                                 \
+        auto pass = l->fire_first   ? lif_forward<S, A, true, false>                                                    \
+                    : l->hard_reset ? lif_forward<S, A, false, true>                                                    \
+                                    : lif_forward<S, A, false, false>;                                                  \
         pass(*l, x, scale, shift, membrane, start, spikes, packed);                                                      \
     }                                                                                                                   \
     extern "C" void lif_backward_##NAME(const Layer *l, const S *x, const A *scale, const A *shift, const A *centre,    \
                                         const A *membrane, const S *grad, A *carry, int start, S *delta, double *s1,     \
                                         double *s2) {                                                                   \
-        auto pass = l->fire_first ? lif_backward<S, A, true> : lif_backward<S, A, false>;                               \
+        auto pass = l->fire_first   ? lif_backward<S, A, true, false>                                                   \
+                    : l->hard_reset ? lif_backward<S, A, false, true>                                                   \
+                                    : lif_backward<S, A, false, false>;                                                 \
         pass(*l, x, scale, shift, centre, membrane, grad, carry, start, delta, s1, s2);                                  \
     }                                                                                                                   \
     extern "C" void statistics_##NAME(int64_t T, int64_t N, int64_t C, const S *x, double *mean, double *variance) {    \

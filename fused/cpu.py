@@ -19,14 +19,13 @@ from pathlib import Path
 
 import torch
 
-import model
 from fused.common import Shape, Unsupported, cache_folder
 
 
 class _Layer(ctypes.Structure):
     """`struct Layer` of cpu.cpp."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in ("T", "B", "H", "W", "C", "pool", "fire_first")] + [
+    _fields_ = [(name, ctypes.c_int64) for name in ("T", "B", "H", "W", "C", "pool", "fire_first", "hard_reset")] + [
         (name, ctypes.c_double) for name in ("leak", "threshold", "alpha")
     ]
 
@@ -44,10 +43,9 @@ class CpuPasses:
         self.reused = threading.local()
 
     def _call(self, name, dtype, *arguments):
-        alpha = model.SURROGATE_ALPHA
         values = (
             ctypes.c_void_p(x.data_ptr()) if isinstance(x, torch.Tensor)
-            else ctypes.byref(_Layer(*x[:-2], x.leak, x.threshold, alpha)) if isinstance(x, Shape) else x
+            else ctypes.byref(_Layer(*x)) if isinstance(x, Shape) else x
             for x in arguments
         )  # fmt: skip
         getattr(self.library, f"{name}_{str(dtype).removeprefix('torch.')}")(*values)

@@ -9,6 +9,7 @@ a few passes over the matrix x[t, n, c] of its outputs (n = image and pixel, c =
                     u_t = leak m_{t-1} + a_t x_t + b_t,  s_t = 1[u_t > theta],  m_t = u_t - theta s_t
                 or, firing first,
                     s_t = 1[m_{t-1} > theta],  m_t = leak m_{t-1} + a_t x_t + b_t - theta s_t
+                or, with a hard reset, m_t = u_t (1 - s_t),
                 and the average pool of s: what the next layer sees, and for the backward pass the
                 same counted in one byte.
   lif_backward  the membranes once more, then the reverse scan from the gradient g of s, with
@@ -16,6 +17,8 @@ a few passes over the matrix x[t, n, c] of its outputs (n = image and pixel, c =
                     d_t = g_t h(u_t) + leak d_{t+1}
                 or, firing first,
                     d_t = g_{t+1} h(m_t) + leak d_{t+1}
+                or, with a hard reset,
+                    d_t = g_t h(u_t) + leak d_{t+1} (1 - s_t)
                 d is the gradient of a_t x_t + b_t. In the same pass S1 = sum_n d and
                 S2 = sum_n d (x - mu), all that BatchNorm's backward pass needs:
                     dgamma_t = S2 / sqrt(var_t + eps)
@@ -27,7 +30,8 @@ For the backward pass a layer keeps x and the packed spikes, nothing else. `save
 into blocks, keeps the membranes at their borders, and runs each block again in the backward pass:
 exact, for the statistics of a time-step are measured once and the draws are kept.
 
-What a norm is, it says itself (`batch_norms`, `per_step`, `gamma`, `beta`, `affine`): no type of norm is known here.
+What a norm is, it says itself (`batch_norms`, `per_step`, `gamma`, `beta`, `affine`), and so does a neuron (`leak`,
+`threshold`, `spike_order`, and where it has them `hard_reset`, `alpha`): no type of either is known here.
 The passes are in cpu.py (C++) and triton.py, one for each kind of device.
 """
 
@@ -40,6 +44,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import model
 from fused.common import Shape, Unsupported
 
 MAX_POOL = 15  # packed spikes count those of a window in one byte
@@ -87,8 +92,9 @@ def shapes(net, B, T, size=None):
         H, W = (H, W) if isinstance(layer.synapse, nn.Conv2d) else (1, 1)
         pool = H if isinstance(layer.pool, nn.AdaptiveAvgPool2d) else getattr(layer.pool, "kernel_size", 1)
         features, lif = layer.synapse.weight.shape[0], layer.lif
-        fire_first = lif.spike_order == "fire_first"
-        found.append(Shape(T, B, H, W, features, pool, fire_first, lif.leak, lif.threshold))
+        kind = lif.spike_order == "fire_first", getattr(lif, "hard_reset", False)
+        alpha = getattr(lif, "alpha", model.SURROGATE_ALPHA)
+        found.append(Shape(T, B, H, W, features, pool, *kind, lif.leak, lif.threshold, alpha))
         H, W = H // pool, W // pool
     return found
 

@@ -188,7 +188,7 @@ def _foreign(kinds):
     return None
 
 
-NEURON_CODE = ("forward", "step", "fire", "__call__", "_call_impl", "__getattr__", "__getattribute__", "train")
+NEURON_CODE = ("forward", "__call__", "_call_impl", "__getattr__", "__getattribute__", "train")
 BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d
 STATISTICS = "running_mean", "running_var"
 BATCH_NORM_NAMES = len(vars(nn.BatchNorm1d(1)))
@@ -222,15 +222,18 @@ def _knows_batch_norms(norms, beta, synapse):
 
 
 def _knows_neuron(lif):
-    """Whether a neuron is a LIF, or of a class that runs by LIF's own code, whose leak and threshold are numbers."""
-    code = (inspect.getattr_static(type(lif), name, None) for name in NEURON_CODE)
-    if any(f is not inspect.getattr_static(LIF, name, None) for f, name in zip(code, NEURON_CODE, strict=True)):
+    """Whether a neuron goes through time by LIF's own code, its leak and threshold are numbers, and a class of our own
+    files says how a step goes."""
+    ours = next((c for c in type(lif).__mro__ if c.__module__ in OURS), nn.Module)
+    for owner, names in ((LIF, NEURON_CODE), (ours, ("step", "fire"))):
+        if any(inspect.getattr_static(type(lif), n, None) is not inspect.getattr_static(owner, n, None) for n in names):
+            return False
+    if any(hasattr(type(lif), name) for name in ("leak", "threshold", "spike_order", "delay", "alpha")):  # may be code
         return False
-    if any(hasattr(type(lif), name) for name in ("leak", "threshold", "spike_order", "delay")):  # may be code
-        return False
-    constants = [vars(lif).get(name) for name in ("leak", "threshold")]
+    constants = [*map(vars(lif).get, ("leak", "threshold")), vars(lif).get("alpha", model.SURROGATE_ALPHA)]
     numbers = all(isinstance(x, (int, float)) and 0 < x < float("inf") for x in constants)
-    return numbers and not lif._parameters and lif.delay == (lif.spike_order == LIF.ORDERS[1])
+    known = numbers and type(inspect.getattr_static(lif, "hard_reset", False)) is bool
+    return known and not lif._parameters and lif.delay == (lif.spike_order == LIF.ORDERS[1])
 
 
 def _knows_pool(pool):
@@ -329,8 +332,8 @@ def _kind(net):
         )
         for _, synapse, norm, lif, pool in net.layers()
     )  # fmt: skip
-    norms = sorted({kind for norm, *_ in parts for kind in norm.__mro__ if kind.__module__ in OURS}, key=repr)
-    kinds = (SpikingVGG, SpikingNet, LIF, model.SurrogateSpike, *norms)
+    made = {kind for norm, _, lif, *_ in parts for kind in (*norm.__mro__, *lif.__mro__) if kind.__module__ in OURS}
+    kinds = (SpikingVGG, SpikingNet, LIF, model.SurrogateSpike, *sorted(made - {LIF}, key=repr))
     if (name := _foreign(kinds)) or (model.each_step.__code__.co_filename != SpikingNet.stream.__code__.co_filename):
         raise Unsupported(f"{name or 'each_step'} was replaced")
     seen = set()

@@ -20,8 +20,6 @@ import torch
 import triton
 import triton.language as tl
 
-import model
-
 STAGES = tl.constexpr(3)  # loads of so many time-steps are under way at once
 WIDEST = 4  # a pool whose windows `_lif_forward` goes through pixel by pixel; each pixel is code of its own
 
@@ -87,18 +85,18 @@ def _vector(v, t, c, C):
 
 
 @triton.jit
-def _step(m, current, LEAK: tl.constexpr, THETA: tl.constexpr, FIRE_FIRST: tl.constexpr):
+def _step(m, current, LEAK: tl.constexpr, THETA: tl.constexpr, FIRE_FIRST: tl.constexpr, HARD: tl.constexpr):
     """One time-step of the neurons: (voltage that decides, spikes, membrane after)."""
     u = m if FIRE_FIRST else LEAK * m + current
     spikes = (u > THETA).to(m.dtype)
-    m = (LEAK * u + current if FIRE_FIRST else u) - THETA * spikes
+    m = u * (1.0 - spikes) if HARD else (LEAK * u + current if FIRE_FIRST else u) - THETA * spikes
     return u, spikes, m
 
 
 @_kernel
 def _lif_forward(
     x, a, b, membrane, spikes, packed, T, B, H, W, C,
-    LEAK: tl.constexpr, THETA: tl.constexpr, FIRE_FIRST: tl.constexpr, START: tl.constexpr,
+    LEAK: tl.constexpr, THETA: tl.constexpr, FIRE_FIRST: tl.constexpr, HARD: tl.constexpr, START: tl.constexpr,
     POOL: tl.constexpr, P: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """P windows, all time-steps. membrane [N, C] or None: read if START, and written. packed: or None.
@@ -127,7 +125,7 @@ def _lif_forward(
         count, after = tl.zeros([P, BC], a.dtype.element_ty), ()
         for q in tl.static_range(POOL * POOL):
             v = tl.load(x + t * full + places[q], mask=exist[q], other=0.0).to(count.dtype)
-            _, spikes_q, m_q = _step(m[q], gain * v + offset, LEAK, THETA, FIRE_FIRST)
+            _, spikes_q, m_q = _step(m[q], gain * v + offset, LEAK, THETA, FIRE_FIRST, HARD)
             count, after = count + spikes_q, after + (m_q,)
         m = after
         share = count * (1.0 / (POOL * POOL))
@@ -142,8 +140,8 @@ def _lif_forward(
 @_kernel
 def _lif_backward(
     x, a, b, centre, membrane, grad, carry, delta, partial, borders, scratch, T, B, H, W, C, tiles,
-    LEAK: tl.constexpr, THETA: tl.constexpr, ALPHA: tl.constexpr, FIRE_FIRST: tl.constexpr, START: tl.constexpr,
-    CHUNK: tl.constexpr, POOL: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, BC: tl.constexpr,
+    LEAK: tl.constexpr, THETA: tl.constexpr, ALPHA: tl.constexpr, FIRE_FIRST: tl.constexpr, HARD: tl.constexpr,
+    START: tl.constexpr, CHUNK: tl.constexpr, POOL: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Every G-th tile of one block of channels, G = the number of such programs; all time-steps.
 
@@ -178,7 +176,7 @@ def _lif_backward(
         for k in range(1, chunks):
             for t in tl.range((k - 1) * CHUNK, k * CHUNK, num_stages=STAGES):
                 v = tl.load(x + t * full + inputs, mask=inside, other=0.0).to(acc)
-                _, _, m = _step(m, _vector(a, t, c, C) * v + _vector(b, t, c, C), LEAK, THETA, FIRE_FIRST)
+                _, _, m = _step(m, _vector(a, t, c, C) * v + _vector(b, t, c, C), LEAK, THETA, FIRE_FIRST, HARD)
             tl.store(borders + k * SIZE, m)
         for back in range(chunks):
             start = (chunks - 1 - back) * CHUNK
@@ -188,15 +186,20 @@ def _lif_backward(
             for s in tl.range(steps, num_stages=STAGES):
                 t = start + s
                 v = tl.load(x + t * full + inputs, mask=inside, other=0.0).to(acc)
-                u, _, m = _step(m, _vector(a, t, c, C) * v + _vector(b, t, c, C), LEAK, THETA, FIRE_FIRST)
+                u, _, m = _step(m, _vector(a, t, c, C) * v + _vector(b, t, c, C), LEAK, THETA, FIRE_FIRST, HARD)
                 h = 1.0 - tl.abs(u * (1.0 / THETA) - 1.0)
                 h = tl.where(h < 0.0, 0.0, h)  # keeps a NaN
+                if HARD:  # spikes are told by the sign
+                    h = tl.where(u > THETA, -1.0 - h, h)
                 tl.store(scratch + s * SIZE, h.to(scratch.dtype.element_ty))
             tl.debug_barrier()
             for r in tl.range(steps, num_stages=STAGES):
                 s = steps - 1 - r
                 t = start + s
                 h = tl.load(scratch + s * SIZE).to(acc)
+                if HARD:
+                    d = tl.where(h < 0.0, 0.0, d)  # nothing is left of the membrane
+                    h = tl.where(h < 0.0, -1.0 - h, h)
                 g = tl.load(grad + t * pooled + outputs, mask=whole, other=0.0, eviction_policy="evict_first").to(acc)
                 fed = g * (ALPHA / (THETA * POOL * POOL)) * h  # eq. 8, and the pool's share
                 after = LEAK * d + fed
@@ -308,7 +311,7 @@ class TritonPasses:
         delta = torch.empty_like(x)
         _launch(
             _lif_backward, grid, x, a, b, centre, membrane, grad, carry, delta, partial, borders, scratch,
-            T, B, H, W, C, tiles, ALPHA=model.SURROGATE_ALPHA, CHUNK=chunk, **_neuron(shape, start), **tiling,
+            T, B, H, W, C, tiles, ALPHA=shape.alpha, CHUNK=chunk, **_neuron(shape, start), **tiling,
         )  # fmt: skip
         return (delta, *partial.sum(0, dtype=torch.float64)) if sums else (delta, None, None)
 
@@ -343,7 +346,8 @@ class TritonPasses:
 
 
 def _neuron(shape, start):
-    return dict(LEAK=shape.leak, THETA=shape.threshold, FIRE_FIRST=shape.fire_first, START=bool(start))
+    kind = dict(FIRE_FIRST=shape.fire_first, HARD=shape.hard_reset)
+    return dict(LEAK=shape.leak, THETA=shape.threshold, START=bool(start)) | kind
 
 
 def _wide(x):

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -351,9 +352,20 @@ def test_dropout_refuses_a_batch_that_has_lost_images():
         neuron(currents[:, :1], membrane[:1])
 
 
-@pytest.mark.parametrize("kind", [HardReset, ScaledSurrogate, DropoutLIF])
-def test_the_engine_declines_these_neurons_in_one_sentence(kind):
-    assert fused.why_not(make_net(neuron=kind)) == f"the fused engine does not know the neuron {kind.__name__}"
+@pytest.mark.parametrize("kind", [HardReset, partial(ScaledSurrogate, alpha=1.0)])
+@pytest.mark.parametrize("save_memory", [None, 2])
+def test_a_hard_reset_and_another_alpha_run_fused(kind, save_memory):
+    images, labels = torch.randn(3, 3, 8, 8, **DOUBLE) * 2, torch.arange(3)
+    net, other = make_net(neuron=kind), fused.attach(make_net(neuron=kind), save_memory)
+    assert fused.why_not(other, save_memory) is None
+    plain = run(net, images, labels)
+    assert_alive(net, plain)
+    assert_equal(plain, run(other, images, labels))
+    assert not torch.allclose(plain[1]["conv1.weight"], run(make_net(), images, labels)[1]["conv1.weight"])
+
+
+def test_the_engine_declines_dropout_in_one_sentence():
+    assert fused.why_not(make_net(neuron=DropoutLIF)) == "the fused engine does not know the neuron DropoutLIF"
 
 
 # ---- PLIF ------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from torch.ao.quantization import get_default_qat_qconfig
 from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 
+import baselines
 import encoders
 import fused
 import model
@@ -134,6 +135,42 @@ class HardReset(LIF):
 @change("neuron", "hard reset")
 def _(net, patch):
     each_neuron(net, lambda lif: HardReset(lif.leak))
+
+
+@change("neuron", "hard reset, from baselines.py")
+def _(net, patch):
+    each_neuron(net, lambda lif: baselines.HardReset(lif.leak))
+
+
+@change("neuron", "hard reset, from baselines.py, whose `step` was replaced")
+def _(net, patch):
+    each_neuron(net, lambda lif: baselines.HardReset(lif.leak))
+    patch.setattr(baselines.HardReset, "step", LIF.step)
+
+
+@change("neuron", "a `hard_reset` that its code does not know")
+def _(net, patch):
+    net.lif_conv1.hard_reset = True
+
+
+@change("neuron", "alpha 0.7, from baselines.py")
+def _(net, patch):
+    each_neuron(net, lambda lif: baselines.ScaledSurrogate(lif.leak, alpha=0.7))
+
+
+@change("neuron", "alpha 0.7, from baselines.py, in a class with a `fire` of its own")
+def _(net, patch):
+    each_neuron(net, lambda lif: type("Mine", (baselines.ScaledSurrogate,), {"fire": arctan})(lif.leak, alpha=0.7))
+
+
+@change("neuron", "an `alpha` that its code does not know")
+def _(net, patch):
+    net.lif_conv1.alpha = 0.7
+
+
+@change("neuron", "dropout, from baselines.py")
+def _(net, patch):
+    each_neuron(net, lambda lif: baselines.DropoutLIF(lif.leak))
 
 
 @change("neuron", "IF, from baselines.py")

@@ -24,17 +24,17 @@ sys.path.insert(0, str(ROOT))
 
 EPSILON = {torch.float64: 2**-52, torch.float32: 2**-23, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 OLD_INTERPRETER = "InterpreterError: TypeError('only 0-dimensional arrays can be converted to Python scalars')"
-ORDERS = (False, True)  # fire_first
+KINDS = ({}, {"fire_first": True}, {"hard_reset": True})  # of neurons
 pytestmark = pytest.mark.slow
 
 
 # ---- The checks, run by the script below -------------------------------------------------------------
 
 
-def layer(T, B=2, H=5, W=7, C=10, pool=1, fire_first=False, leak=0.9, threshold=1.25):
+def layer(T, B=2, H=5, W=7, C=10, pool=1, fire_first=False, hard_reset=False, leak=0.9, threshold=1.25):
     from fused import Shape
 
-    return Shape(T, B, H, W, C, pool, fire_first, leak, threshold)
+    return Shape(T, B, H, W, C, pool, fire_first, hard_reset, leak, threshold, alpha=0.4)
 
 
 def draw(shape, dtype, device, seed=0):
@@ -112,31 +112,31 @@ def check_lif(device, dtype=torch.float32, state=True, start=True, sums=True, ke
 
 
 def check_lif_pools(device):
-    for fire_first in ORDERS:
+    for kind in KINDS:
         for pool, H, W in ((1, 3, 5), (2, 4, 4), (2, 5, 3), (3, 7, 5), (3, 3, 4), (4, 4, 4), (5, 7, 11)):
-            check_lif(device, T=2, H=H, W=W, pool=pool, fire_first=fire_first)
+            check_lif(device, T=2, H=H, W=W, pool=pool, **kind)
         # Nine pixels in a tile of sixteen: at a low threshold the other seven would fire too.
-        check_lif(device, T=3, H=3, W=3, pool=3, fire_first=fire_first, threshold=0.3)
+        check_lif(device, T=3, H=3, W=3, pool=3, **kind, threshold=0.3)
 
 
 def check_lif_steps(device):
-    for fire_first in ORDERS:
+    for kind in KINDS:
         for T in (1, 2, 7):  # chunks of 3
             for state, start in ((False, False), (True, False), (True, True)):
-                check_lif(device, T=T, H=2, W=3, pool=2, fire_first=fire_first, state=state, start=start)
+                check_lif(device, T=T, H=2, W=3, pool=2, **kind, state=state, start=start)
 
 
 def check_lif_dtypes(device):
     for dtype in EPSILON:
-        for pool in (1, 2):
-            check_lif(device, dtype, T=4, H=3, W=4, pool=pool)
+        for pool, kind in ((1, KINDS[0]), (2, KINDS[0]), (2, KINDS[2])):
+            check_lif(device, dtype, T=4, H=3, W=4, pool=pool, **kind)
 
 
 def check_lif_options(device):
-    for fire_first in ORDERS:
-        check_lif(device, T=3, H=2, W=2, sums=False, keep=False, fire_first=fire_first)
-        check_lif(device, T=3, H=2, W=2, state=False, sums=False, fire_first=fire_first)
-        check_lif(device, T=3, H=5, W=5, C=1, B=1, leak=1.0, threshold=0.5, fire_first=fire_first)
+    for kind in KINDS:
+        check_lif(device, T=3, H=2, W=2, sums=False, keep=False, **kind)
+        check_lif(device, T=3, H=2, W=2, state=False, sums=False, **kind)
+        check_lif(device, T=3, H=5, W=5, C=1, B=1, leak=1.0, threshold=0.5, **kind)
 
 
 def check_lif_default_sizes(device):

@@ -50,7 +50,7 @@ def test_operations_are_those_that_pytorch_counts():
 
 
 def test_bytes_of_a_layer_are_those_of_its_tensors():
-    shape = fused.Shape(2, 3, 4, 4, 8, 2, False, 0.9, 1.0)
+    shape = fused.Shape(2, 3, 4, 4, 8, 2, False, False, 0.9, 1.0, 0.3)
     x, spikes, seen = (
         torch.empty(shape.full).half(),
         torch.empty(shape.pooled).half(),
