@@ -10,7 +10,6 @@ import hashlib
 import inspect
 import itertools
 import sys
-import types
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,11 +20,13 @@ from torch.nn.modules import module as nn_module
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
+import baselines
 import model
+from fused import snapshot
 from fused.common import Unsupported, cache_folder
 from fused.engine import MAX_POOL, backend, shapes
-from fused.fingerprint import content, settings_of, text_of
-from model import LIF, SpikingNet, SpikingVGG
+from fused.snapshot import OURS, settings_of
+from model import LIF, SpikingVGG
 
 DESCRIPTION = ("batch_norms", "gamma", "affine")  # by which a norm says what it is, besides per_step
 TIME = ("stream", "output_currents", "_currents")  # in whose place the engine puts itself
@@ -59,8 +60,6 @@ def _why_not(net, save_memory):
             return f"the fused engine does not know a net with a `{name}` of its own"
     if nn_module._has_any_global_hook():
         return "the fused engine calls no hooks that are set for all modules"
-    if _torch_code() != UNCHANGED_TORCH:
-        return "the fused engine does not know functions of torch that were replaced"
     if not (layers := net.layers()):
         return "the fused engine does not know a net without neurons"
     described = [layer.norm.batch_norms(net.num_steps) for layer in layers if _describes_itself(layer.norm)]
@@ -161,31 +160,9 @@ def _plain_weight(module):
 
 
 def _describes_itself(norm):
-    """Whether a norm of our own files says what it is, and was not given a `forward` after that.
-
-    Those of other files run plain: what their code reads cannot all be seen, nor tried out in a proof.
-    """
+    """Whether a norm of our own files says what it is. Those of other files run plain: they may read anything."""
     said = all(hasattr(norm, name) for name in (*DESCRIPTION, "per_step", "gamma_per_step"))
-    return said and type(norm).__module__ in OURS and _in_order(type(norm))
-
-
-@functools.cache
-def _in_order(kind):
-    wrote = {name: i for i, c in reversed([*enumerate(kind.__mro__)]) for name in vars(c)}
-    return min(wrote[name] for name in DESCRIPTION) <= wrote["forward"]
-
-
-OURS = ("model", "baselines")  # modules, which may be edited: a proof is of their code
-
-
-def _foreign(kinds):
-    """The name of a function of these classes that is not of the files of OURS; None if all are."""
-    files = {getattr(sys.modules.get(name), "__file__", None) for name in OURS}
-    for owner, name, value in ((kind, *item) for kind in kinds for item in vars(kind).items()):
-        function = getattr(value, "fget", None) or getattr(value, "__func__", value)
-        if isinstance(function, types.FunctionType) and function.__code__.co_filename not in files:
-            return f"{owner.__name__}.{name}"
-    return None
+    return said and type(norm).__module__ in OURS
 
 
 NEURON_CODE = ("forward", "__call__", "_call_impl", "__getattr__", "__getattribute__", "train")
@@ -273,29 +250,11 @@ def cannot_now(images):
 # ---- Proof ---------------------------------------------------------------------------------------------
 
 _PROVED = {}  # {kind of net: None, or why it failed}
-TORCHS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Identity)
-TORCH_CODE = ("conv2d", "linear", "batch_norm", "avg_pool2d", "adaptive_avg_pool2d")
-
-
-def _torch_code():
-    """What torch's own parts run, unless somebody replaced it; None where it is not torch's."""
-    code = (
-        nn.Module._call_impl, *(method for c in TORCHS for method in (c.__call__, c.forward)), nn.Conv2d._conv_forward,
-        *(c._check_input_dim for c in BATCH_NORMS), *(getattr(F, name) for name in TORCH_CODE),
-        torch.stack, torch.zeros_like, torch.promote_types,
-    )  # fmt: skip
-    return code if all(map(_of_torch, code)) else None
-
-
-def _of_torch(function):
-    file = getattr(getattr(function, "__code__", None), "co_filename", torch.__file__)
-    return function.__module__.partition(".")[0] == "torch" and Path(file).is_relative_to(Path(torch.__file__).parent)
-
-
-UNCHANGED_TORCH = _torch_code() or ()
-ENGINE = tuple(
-    path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.[cp]*")) if path.is_file()
-)
+ENGINE = [*sorted(Path(__file__).parent.glob("*.py")), Path(__file__).with_name("cpu.cpp")]
+ENGINE = [path.read_text(encoding="utf-8") for path in ENGINE]  # of which a proof is
+CODE = {}  # of this import; none where it cannot be told
+with suppress(Exception):
+    CODE = snapshot.code()
 
 
 def disproved(net, attached):
@@ -304,9 +263,11 @@ def disproved(net, attached):
     attached: makes a net run fused without asking.
     """
     try:
-        kind = _kind(net)
+        now, kind = snapshot.code(), _kind(net)
     except Exception as error:  # what code reads may be anything
         return str(error) if isinstance(error, Unsupported) else f"its code cannot be compared ({type(error).__name__})"
+    if changed := [name for name in {**CODE, **now} if CODE.get(name) != now.get(name)]:
+        return f"{changed[0]} was replaced"
     if kind not in _PROVED:
         mark = _mark(kind)
         if mark is not None and mark.exists():
@@ -320,31 +281,22 @@ def disproved(net, attached):
 
 
 def _kind(net):
-    """What of a net decides which code runs: its kinds of parts in order, their functions, and what those read.
+    """What of a net decides which code runs: its kinds of parts, in order (its encoder is called as it is).
 
-    Not of its encoder, which the engine calls as the plain loop does, nor of what a class of the user's own adds to the
-    net. Raises `Unsupported` where that has no value.
+    Raises `Unsupported` where one of them holds what may change unseen.
     """
-    parts = tuple(
-        (
-            type(norm), settings_of(norm), type(lif), settings_of(lif, ("leak", "threshold")), type(pool),
-            getattr(pool, "kernel_size", None), type(synapse), getattr(synapse, "kernel_size", None),
-        )
+    parts = (
+        (type(norm), settings_of(norm), type(lif), settings_of(lif, ("leak", "threshold")), type(pool), type(synapse),
+         *(getattr(part, "kernel_size", None) for part in (pool, synapse)))
         for _, synapse, norm, lif, pool in net.layers()
     )  # fmt: skip
-    made = {kind for norm, _, lif, *_ in parts for kind in (*norm.__mro__, *lif.__mro__) if kind.__module__ in OURS}
-    kinds = (SpikingVGG, SpikingNet, LIF, model.SurrogateSpike, *sorted(made - {LIF}, key=repr))
-    if (name := _foreign(kinds)) or (model.each_step.__code__.co_filename != SpikingNet.stream.__code__.co_filename):
-        raise Unsupported(f"{name or 'each_step'} was replaced")
-    seen = set()
-    code = tuple(content(value, seen) for value in (*kinds, model.each_step))
-    order = tuple(part for part, _ in itertools.groupby(parts))
-    return net.readout.weight.device.type, net.num_steps, order, code
+    alphas = model.SURROGATE_ALPHA, baselines.SURROGATE_ALPHA
+    return net.readout.weight.device.type, net.num_steps, alphas, tuple(part for part, _ in itertools.groupby(parts))
 
 
 def _mark(kind):
     """The file that stands for a proof of this kind; None where there is no place to write."""
-    text = text_of((torch.__version__, sys.version, ENGINE, kind))
+    text = snapshot.text((torch.__version__, sys.version, *ENGINE, *CODE.items(), kind))
     with suppress(Unsupported):
         return cache_folder() / f"proved-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
     return None

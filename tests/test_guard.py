@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import subprocess
 import sys
 import warnings
 from contextlib import nullcontext, suppress
@@ -11,15 +12,17 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+import yaml
+from conftest import ROOT
 from test_changes import IMAGES, LABELS, assert_same, one_process, two_steps
 from test_fused import make_net, tiny_archs  # noqa: F401 (a fixture)
 from torch.nn.utils import parametrizations
 
 import fused
 import model
-from baselines import TdBN
+from baselines import PLIF, LearntLIF, TdBN
 from encoders import DirectEncoder
-from fused import fingerprint, guard
+from fused import guard, snapshot
 from model import LIF, SpikingVGG
 from utill import SpikeMeter
 
@@ -302,29 +305,21 @@ def test_firing_first_what_no_step_reaches_has_no_gradient(norm, steps):
     assert_same(*both(lambda: make_net(T=8, spike_order="fire_first", encoding="direct", norm=norm), run))
 
 
-def test_a_file_of_the_user_s_that_is_called_as_one_of_python_s_is_read(monkeypatch, tmp_path):
-    (tmp_path / "profile.py").write_text("def twice(x):\n    return 2 * x\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "profile", raising=False)
-    fingerprint._shipped.cache_clear()
-    import profile
-
-    try:
-        first = fingerprint.content(profile.twice, set())
-        profile.twice.__code__ = (lambda x: 3 * x).__code__
-        assert fingerprint.content(profile.twice, set()) != first
-    finally:
-        monkeypatch.undo()
-        sys.modules.pop("profile", None)
-        fingerprint._shipped.cache_clear()
-
-
 @pytest.mark.parametrize(
     "value", [torch.ones(1), object(), nn.Identity(), [torch.ones(1)]], ids=lambda value: type(value).__name__
 )
-def test_what_may_change_unseen_has_no_value(value):
-    with pytest.raises(fused.Unsupported, match="which may change unseen"):
-        fingerprint.content(value, set())
+def test_what_may_change_unseen_makes_a_net_run_plain(value, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "SLOPE", value, raising=False)
+        assert fused.why_not(make_net()).endswith(f"model.SLOPE is a {type(value).__name__}, which may change unseen")
+    net = make_net()
+    net.bntt1.slope = value if not isinstance(value, nn.Module) else {}
+    assert fused.why_not(net).endswith("which may change unseen")
+
+
+def test_a_package_that_model_py_uses_makes_a_net_run_plain(monkeypatch):
+    monkeypatch.setattr(model, "yaml", yaml, raising=False)
+    assert fused.why_not(make_net()) == "the fused engine does not fit this net: model.yaml is of another file"
 
 
 @pytest.mark.parametrize(
@@ -402,24 +397,52 @@ def test_every_layer_of_a_net_that_a_proof_looks_at_spikes(encoding, norm):
     assert 0.5 < gammas.min() <= gammas.max() < 1.7
 
 
-@pytest.mark.parametrize("what", ["static method", "code of a function", "default of a function", "a global", "T"])
-def test_a_remembered_proof_is_of_the_code_in_memory(what, monkeypatch):
-    """As where model.py was edited: an editor's autoreload puts other code into the functions that are there."""
-    net = make_net()
-    shipped = guard._mark(guard._kind(net))
+@pytest.mark.parametrize(
+    "what", ["static method", "method", "default", "class attribute", "helper", "constant", "property", "torch"]
+)
+def test_code_that_was_replaced_runs_plain(what, monkeypatch):
+    """As an editor's autoreload does, which puts other code into the functions that are there."""
     if what == "static method":
-        code = (lambda ctx, grad: grad).__code__.replace(co_filename=model.__file__)
+        name, code = "SurrogateSpike.backward", (lambda ctx, grad: grad).__code__.replace(co_filename=model.__file__)
         monkeypatch.setattr(model.SurrogateSpike.backward, "__code__", code)
-    elif what == "code of a function":
-        code = (lambda self, u: (u > 1).double()).__code__.replace(co_filename=model.__file__)
+    elif what == "method":
+        name, code = "LIF.fire", (lambda self, u: (u > 1).double()).__code__.replace(co_filename=model.__file__)
         monkeypatch.setattr(LIF.fire, "__code__", code)
-    elif what == "default of a function":
+    elif what == "default":
+        name = "LIF.forward"
         monkeypatch.setattr(LIF.forward, "__defaults__", (0.0,))
-    elif what == "a global":
-        monkeypatch.setattr(model, "SURROGATE_ALPHA", 0.7)
+    elif what == "class attribute":
+        name = "BNTT.per_step"
+        monkeypatch.setattr(model.BNTT, "per_step", 1)
+    elif what == "helper":
+        name = "model.each_step"
+        monkeypatch.setattr(model, "each_step", model.choose)
+    elif what == "constant":
+        name = "model.BN_EPS"
+        monkeypatch.setattr(model, "BN_EPS", 0.1)
+    elif what == "property":
+        name = "PLIF.leak"
+        monkeypatch.setattr(PLIF, "leak", LearntLIF.threshold)
     else:
-        net = make_net(T=5)
-    assert guard._mark(guard._kind(net)) != shipped is not None
+        name = "torch.stack"
+        monkeypatch.setattr(torch, "stack", torch.cat)
+    assert fused.why_not(make_net()) == f"the fused engine does not fit this net: {name} was replaced"
+
+
+def test_a_remembered_proof_is_of_one_t_one_alpha_and_one_code(monkeypatch):
+    shipped = guard._mark(guard._kind(make_net()))
+    assert guard._mark(guard._kind(make_net())) == shipped is not None
+    assert guard._mark(guard._kind(make_net(T=5))) != shipped
+    for name, value in (("code", guard.CODE | {"LIF.fire": snapshot._fixed("", LIF.step)}), ("alpha", 0.7)):
+        with monkeypatch.context() as patch:
+            patch.setattr(guard, "CODE", value) if name == "code" else patch.setattr(model, "SURROGATE_ALPHA", value)
+            assert guard._mark(guard._kind(make_net())) != shipped
+
+
+def test_a_proof_is_found_again_by_another_process():
+    script = "import torch, fused.guard as g, model; print(g._mark(g._kind(model.SNN_VGG9_BNTT(num_steps=2))))"
+    found = [subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, text=True) for _ in range(2)]
+    assert found[0] == found[1] != "None\n"
 
 
 # ---- Found by a second attack ----------------------------------------------------------------------

@@ -15,7 +15,7 @@ ROOMS = {
     "arguments": "utill",
     "runs": "utill",
     "baselines": "model encoders",
-    "fused": "model",
+    "fused": "model baselines encoders",
     "nets": "model encoders baselines fused runs utill arguments",
     "cache": "utill",
     "image_data": "cache utill",
