@@ -176,7 +176,7 @@ def measure(args, checkpoint):
         "exit": exits.gamma_report(mean_gamma, args.gamma_threshold, evaluation, meter) if gammas else None,
         "policies": {name: exits.report(name, seen, held, args.target_drop, classes) for name in exits.POLICIES},
         "energy": energy(meter),
-        **robustness(net, args, known, device),
+        **robustness(net, args, loaders, known, device),
     }
 
 
@@ -238,11 +238,11 @@ class Changed:
 
 
 class Pictures:
-    """A loader of uint8 pictures [N, H, W, C], memory-mapped, as images in [0, 1] that `Changed` un-normalises."""
+    """A loader of uint8 pictures [N, H, W, C], memory-mapped."""
 
     def __init__(self, images, labels, facts, batch_size):
-        self.images, self.labels, self.batch_size, self.num_images = images, labels, batch_size, len(labels)
-        self.mean, self.std = (torch.tensor(v)[:, None, None] for v in (facts.mean, facts.std))
+        self.images, self.labels, self.facts, self.batch_size = images, labels, facts, batch_size
+        self.num_images = len(labels)
 
     def __len__(self):
         return -(-self.num_images // self.batch_size)
@@ -250,17 +250,16 @@ class Pictures:
     def __iter__(self):
         for at in range(0, self.num_images, self.batch_size):
             images = torch.from_numpy(self.images[at : at + self.batch_size].copy()).permute(0, 3, 1, 2)
-            yield (images.float() / 255 - self.mean) / self.std, self.labels[at : at + self.batch_size]
+            yield data.normalize(images, self.facts.mean, self.facts.std), self.labels[at : at + self.batch_size]
 
 
-def robustness(net, args, known, device):
+def robustness(net, args, loaders, known, device):
     """{"noise", "attack", "corruptions"}: accuracies under what the flags ask for, None each where they ask nothing."""
     found = {"noise": None, "attack": None, "corruptions": None}
     if not (args.noise or args.fgsm or args.pgd or args.corruptions):
         return found
     if args.encoding == "frames":
         raise UserError("--noise, --fgsm, --pgd and --corruptions change pictures: this net takes event frames")
-    loaders = data.build_loaders(args, train=False, **known)
 
     def accuracy(loader, change, what):
         """(accuracy in %, which images were answered rightly)"""
@@ -284,7 +283,7 @@ def robustness(net, args, known, device):
             by_severity = []
             for k in range(len(images)):
                 pictures = Pictures(images[k][:n], labels[k][:n], loaders.facts, args.batch_size)
-                by_severity.append(accuracy(pictures, lambda x, _: x, f"{name} {k + 1}")[0])
+                by_severity.append(exits.watch(net, pictures, device, args, what=f"{name} {k + 1}")[0].top1())
             found["corruptions"][name] = by_severity
     return found
 

@@ -1,4 +1,4 @@
-"""The command line of train.py, test.py and early_exit.py: number types, flags of data and machine, config files."""
+"""The command line of all scripts: number types, flags of data and machine, config files."""
 
 import argparse
 import math

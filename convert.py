@@ -249,7 +249,7 @@ def main(argv=None):
     ann_acc = evaluate(ann, "ann").top1()
     with utill.SpikeMeter(net) as meter:
         evaluation = evaluate(net, "snn")
-    lost = utill.minus(*(torch.cat(rights[name]) for name in ("snn", "ann")))
+    lost = utill.paired_difference(*(torch.cat(rights[name]) for name in ("snn", "ann")))
     T, epoch = args.num_steps, checkpoint.get("global_step")
     shown = args.steps or sorted({*(2**k for k in range(4, 14) if 2**k < T), T})
     print("time-steps   accuracy %", *(f"{t:10}{evaluation.top1(t):13.2f}" for t in shown), sep="\n")

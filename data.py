@@ -193,7 +193,7 @@ class Loader:
             # its own generator: torch's would otherwise be drawn from at every epoch
             options = dict(generator=torch.Generator(), worker_init_fn=_leave_signals_to_main)
             options |= dict(sampler=self.keys, batch_size=None, collate_fn=tuple, persistent_workers=True)
-            with warnings.catch_warnings():  # older PyTorch says it here
+            with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="This DataLoader will create")
                 self._workers = DataLoader(self.maker, num_workers=self.num_workers, **options)
         return self._from_workers()
@@ -320,9 +320,11 @@ def held_out(args, settings, **known):
     """
     if not settings["val_fraction"]:
         return None
-    args = copy.copy(args)
+    args, wanted = copy.copy(args), 2 * args.batch_size
     args.val_fraction, args.limit_train, args.augment, args.batch_size = settings["val_fraction"], None, False, 1
-    return build_loaders(args, **known).val
+    loader = build_loaders(args, **known).val  # however few images are left to train on
+    loader.keys.batch_size = wanted
+    return loader
 
 
 def checked_split(split, whose, axes, num_classes):

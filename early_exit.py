@@ -15,6 +15,7 @@ Leaves early_exit.png (mean gammas as in the paper's fig. 4, accuracy as in fig.
 early_exit.json beside the checkpoint. The last line of stdout is one JSON object.
 """
 
+import itertools
 import json
 import sys
 import time
@@ -83,7 +84,8 @@ MEASURED = {1: 32, 64: 256}  # {batch size: images}
 
 def measure(net, loader, device, amp, run):
     """Wall time of a full run and of run(images) -> exit steps, in turns, on batches of 1 and 64 images in memory."""
-    images, rows = torch.cat([x for x, _ in loader])[: max(MEASURED.values())].to(device), []
+    batches = itertools.islice(loader, -(-max(MEASURED.values()) // loader.keys.batch_size))
+    images, rows = torch.cat([x for x, _ in batches])[: max(MEASURED.values())].to(device), []
 
     def timed(work, batch):
         start = time.perf_counter()

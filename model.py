@@ -114,7 +114,7 @@ class SharedBN(BNTT):
 
     def __init__(self, num_steps, features, spatial):
         super().__init__(0, features, spatial)
-        self.gamma_per_step, (self.shared,) = False, BNTT(1, features, spatial)
+        self.gamma_per_step, self.shared = False, BNTT(1, features, spatial)[0]
 
     def batch_norms(self, T):
         return [self.shared] * T
@@ -184,12 +184,7 @@ class SpikingNet(nn.Module):
     def voltages(self, images, steps=None):
         """Output voltage after each of the first `steps` (default all) time-steps, [steps, B, K], of images [B, ...].
         `voltages[t - 1].argmax(-1)` is the prediction of an exit after t steps. ValueError as `check_input`."""
-        steps, at = self.check_input(images, steps), 0
-        for block in self.stream(images, steps):
-            if at == 0:  # one tensor for all: small ones kept between large ones would scatter the heap
-                voltages = block.new_empty(steps, *block.shape[1:])
-            voltages[at : at + len(block)], at = block, at + len(block)
-        return voltages
+        return torch.cat([*self.stream(images, steps)])
 
     def forward(self, images, steps=None):
         """Logits [B, K]: the output voltage after `steps` (default all) time-steps, over `steps`."""

@@ -25,15 +25,8 @@ from encoders import ENCODERS
 from model import ARCHS, BNTT, LIF, NoNorm, SharedBN, SpikingVGG
 from utill import DataFacts, UserError, reading
 
-NORMS = {  # args -> the norm as SpikingVGG takes it
-    "bntt": lambda args: BNTT,
-    "bn": lambda args: SharedBN,
-    "none": lambda args: NoNorm,
-    "tdbn": lambda args: partial(TdBN, threshold=args.threshold),
-    "tebn": lambda args: TEBN,
-    "ln": lambda args: LayerNorm,
-    "bntt_beta": lambda args: BetaBNTT,
-}
+NORMS = {"bntt": BNTT, "bn": SharedBN, "none": NoNorm, "tdbn": TdBN, "tebn": TEBN, "ln": LayerNorm}
+NORMS["bntt_beta"] = BetaBNTT
 OF_STEPS = ("bntt", "bntt_beta")  # with a BatchNorm of its own at each time-step
 WITHOUT_STATISTICS = ("none", "ln")
 NEURONS = {"lif": LIF, "plif": PLIF, "if": IF, "learnt_lif": LearntLIF, "hard_reset": HardReset}
@@ -96,7 +89,9 @@ def build_net(args, facts):
         if args.arch in ANNS:
             sizes = facts.img_size, len(facts.classes)
             return ANN(ANNS[args.arch], *sizes, in_channels=facts.in_channels, dropout=args.dropout)
-        parts = dict(encoding=args.encoding, norm=NORMS[args.norm](args), neuron=NEURONS[args.neuron])
+        norm = NORMS[args.norm]
+        norm = partial(norm, threshold=args.threshold) if norm is TdBN else norm
+        parts = dict(encoding=args.encoding, norm=norm, neuron=NEURONS[args.neuron])
         parts |= dict(threshold=args.threshold, spike_order=args.spike_order, in_channels=facts.in_channels)
         make = ARCHS[args.arch] if callable(ARCHS[args.arch]) else partial(SpikingVGG, args.arch)
         return make(args.num_steps, args.leak_mem, facts.img_size, len(facts.classes), **parts)

@@ -273,7 +273,7 @@ def train(args, argv, signals, stack):
     config = {k: v for k, v in vars(args).items() if k not in ("config", "overwrite", "resume", "run_dir")}
     run = runs.Run(net, optimizer, scaler, device, folder, {"config": config, "data": loaders.facts._asdict()})
     environment = runs.environment(device, argv, engine=engine, amp=args.amp, data=loaders.record)
-    for other in {folder if old else None, args.config and Path(args.config).parent} - {None}:
+    for other in filter(None, {folder if old else None, args.config and Path(args.config).parent}):
         if changed := runs.changed_versions(other, environment):
             print(f"not as in {other}, so numbers may differ: {changed}")
     if old:

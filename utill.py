@@ -1,4 +1,4 @@
-"""What every room shares: errors, devices, seeds, facts of the data, schedule, losses, meters, evaluation."""
+"""What every module shares: errors, devices, seeds, facts of the data, schedule, losses, meters, evaluation."""
 
 import contextlib
 import functools
@@ -366,7 +366,7 @@ def _same_memory(x, y):
     return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
 
 
-def minus(ours, theirs):
+def paired_difference(ours, theirs):
     """Accuracy of one net minus another's in points, and half its 95 % interval, paired by image; bool [N] each.
 
     As a dict with difference and half_interval; the latter is None of one image.

@@ -5,8 +5,8 @@
         loss = criterion(net(images), labels)
     loss.backward()
 
-It serves chains of layers (`SpikingVGG`) whose parts it knows, norms and neurons that describe themselves. The maths
-stand in engine.py; model.py knows nothing of this.
+It serves chains of layers (`SpikingVGG`) whose parts it knows, and whose norms and neurons describe themselves: those
+of model.py and baselines.py. The maths stand in engine.py; model.py knows nothing of this.
 """
 
 import contextlib

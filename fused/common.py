@@ -48,4 +48,4 @@ def cache_folder():
             continue
         if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
             return folder
-    raise Unsupported("the fused engine found no folder to compile into: set XDG_CACHE_HOME to a writable one")
+    raise Unsupported("the fused engine found no folder for what it compiles: set XDG_CACHE_HOME to a writable one")

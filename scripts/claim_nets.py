@@ -3,7 +3,7 @@
 import statistics
 
 from claim_parts import FAILS, HOLDS, OPEN, Claim, Page, drawn, interval, verdict
-from folding import off
+from folding import largest_deviation
 from make_tables import read, table
 
 from figures import OKABE_ITO
@@ -17,7 +17,7 @@ def folding_claims(path):
         return []
     result = read(path)
     layers, found = result["layers"], result["accuracy"]["eq. 15"]
-    sigmas = {layer["name"]: off(layer["sigma"]) for layer in layers}
+    sigmas = {layer["name"]: largest_deviation(layer["sigma"]) for layer in layers}
     most = max(sigmas, key=sigmas.get)
     means = [statistics.mean(layer["mu_over_sigma"]) for layer in layers]
     differ = [layer["differ"]["eq. 15"] for layer in layers]

@@ -120,11 +120,11 @@ def measure(net, loader, seed):
         })  # fmt: skip
     accuracy = {way: {"top1": 100 * right.mean().item()} for way, right in rights.items()}
     for way in KINDS:
-        accuracy[way] |= utill.minus(rights[way], rights["exact"])
+        accuracy[way] |= utill.paired_difference(rights[way], rights["exact"])
     return {"count": len(rights["exact"]), "num_steps": net.num_steps, "layers": layers, "accuracy": accuracy}
 
 
-def off(values):
+def largest_deviation(values):
     """Largest deviation of values from their mean, in % of it."""
     mean = sum(values) / len(values)
     return 100 * max(abs(value / mean - 1) for value in values)
@@ -138,7 +138,13 @@ def page(result):
     for layer in result["layers"]:
         late = layer["sigma"][4:] or layer["sigma"]
         ratio = sum(layer["mu_over_sigma"]) / len(layer["mu_over_sigma"])
-        numbers = [off(layer["sigma"]), off(late), ratio, layer["negative_gammas"], layer["spikes"]]
+        numbers = [
+            largest_deviation(layer["sigma"]),
+            largest_deviation(late),
+            ratio,
+            layer["negative_gammas"],
+            layer["spikes"],
+        ]
         rows.append([layer["name"], *(f"{x:.2f}" for x in numbers), *(f"{x:.1f}" for x in layer["differ"].values())])
     accuracy = [["folded exactly", f"{result['accuracy']['exact']['top1']:.2f}", ""]]
     for way in KINDS:

@@ -1,6 +1,6 @@
-# Sourced by the scripts that train rows (table1.sh ... table5.sh, digits.sh, recipes.sh, cpu_nets.sh, claims.sh): reads
-# their flags. Such a script names its $rows, defines `recipe` (what one of them trains, at each $budget), `pages` where
-# it has other pages than the tables, and calls `train_rows "$@"`.
+# Sourced by the scripts that train rows, as table1.sh and claims.sh: reads their flags. Such a script names its $rows,
+# defines `recipe` (what one of them trains, at each $budget), `pages` where it has other pages than the tables, and
+# calls `train_rows "$@"`.
 # shellcheck shell=bash
 budget=full seeds=${seeds:-0} data=${DATA:-data} results=${RESULTS:-results}
 

@@ -205,7 +205,7 @@ def test_a_converted_net_answers_as_the_ann(ann, tmp_path, flags):
 def test_the_difference_of_two_nets_is_paired_by_image():
     ours, theirs = (torch.tensor([*map(bool, rights)]) for rights in ([1, 1, 0, 0, 1], [1, 0, 1, 1, 1]))
     # 0, 100, -100, -100, 0: mean -20, variance 7000
-    found = utill.minus(ours, theirs)
+    found = utill.paired_difference(ours, theirs)
     assert found["difference"] == pytest.approx(-20)
     assert found["half_interval"] == pytest.approx(1.96 * (7000 / 5) ** 0.5)
 

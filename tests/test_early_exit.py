@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import data
 import early_exit
 import exits
 import test as test_script
@@ -209,6 +210,13 @@ def test_a_policy_is_calibrated_on_the_images_held_out(held_out, policy):
     assert 1 <= result["mean_steps"] <= 3
     numbers = json.loads((held_out.parent / "early_exit.json").read_text())
     assert sum(numbers["policies"][policy]["calibrated"]["histogram"]) == result["count"]
+
+
+def test_images_held_out_come_in_batches_as_those_of_the_test(held_out, monkeypatch):
+    seen, found = [], data.held_out
+    monkeypatch.setattr(data, "held_out", lambda *args, **known: seen.append(found(*args, **known)) or seen[0])
+    assert call(early_exit.main, held_out, "--policy", "margin", "--batch_size", 25).code == 0
+    assert [len(labels) for _, labels in seen[0]] == [50, 50, 44]
 
 
 def test_a_target_that_no_threshold_reaches_means_all_steps_and_is_no_error(held_out, monkeypatch):

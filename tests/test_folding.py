@@ -95,4 +95,4 @@ def test_another_net_is_refused_in_one_sentence(tmp_path, flags):
 
 
 def test_the_deviation_of_a_list_is_that_of_its_farthest_value():
-    assert folding.off([1.0, 1.0, 4.0]) == pytest.approx(100)
+    assert folding.largest_deviation([1.0, 1.0, 4.0]) == pytest.approx(100)

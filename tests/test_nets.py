@@ -110,7 +110,7 @@ def test_what_a_state_dict_does_not_say_is_printed_as_taken(whole, tmp_path):
 
 @pytest.mark.parametrize("norm", ["bn", "none", "tdbn", "ln"])
 def test_the_norm_of_a_state_dict_is_read_off_its_names_and_its_time_steps_must_be_said(tmp_path, norm):
-    net = SpikingVGG("fc3", 3, 0.9, 8, norm=nets.NORMS[norm](argparse.Namespace(threshold=1.0)), in_channels=1)
+    net = SpikingVGG("fc3", 3, 0.9, 8, norm=nets.NORMS[norm], in_channels=1)
     torch.save(net.state_dict(), tmp_path / "c.pth")
     flags = "--arch fc3 --dataset digits --leak_mem 0.9 --img_size 8 --device cpu"
     with pytest.raises(UserError, match=r"does not say its settings: pass --num_steps$"):
@@ -231,7 +231,7 @@ def test_a_state_dict_says_its_norm_in_a_net_of_convolutions_too(norm, tmp_path)
     torch.save(old_net(3, norm, arch="vgg9", channels=3), tmp_path / "c.pth")
     settings = {"num_steps": 3} if norm in ("bn", "tdbn", "ln", "none") else {}
     net = nets.load(tmp_path / "c.pth", arch="vgg9", leak_mem=0.9, img_size=8, **settings)
-    assert type(net.bntt1) is type(nets.NORMS[norm](argparse.Namespace(threshold=1.0))(3, 64, True))
+    assert type(net.bntt1) is type(nets.NORMS[norm](3, 64, True))
 
 
 # ---- Averaged statistics -------------------------------------------------------------------------
@@ -314,7 +314,7 @@ def start(tmp_path, checkpoint, flags="", main_flags=FC3):
 def old_net(T=3, norm="bntt", num_cls=10, encoding="poisson", size=8, neuron="lif", arch="fc3", channels=1, leak=0.9):
     """A net as by training: no two of its tensors are alike."""
     torch.manual_seed(9)
-    factory = nets.NORMS[norm](argparse.Namespace(threshold=1.0))
+    factory = nets.NORMS[norm]
     parts = dict(norm=factory, encoding=encoding, neuron=nets.NEURONS[neuron])
     net = SpikingVGG(arch, T, leak, size, num_cls, in_channels=channels, **parts)
     return {k: torch.rand_like(x) if x.is_floating_point() else x for k, x in net.state_dict().items()}
