@@ -16,12 +16,13 @@ from claim_gammas import (
     exponent,
     gamma_of,
     late_over_middle,
+    steps_in_all,
     thirds,
     touched,
     untouched,
 )
-from claim_parts import Page, drawn, setting, spread, steps_of, those_that_learnt, training, unlearnt
-from make_tables import filled, mean_and_deviation, table
+from claim_parts import Page, drawn, mean_and_half, setting, spread, those_that_learnt, training, unlearnt
+from make_tables import filled, interval, mean_and_deviation, table
 
 from figures import colours, legend, line, per_layer, time_axis, ylabel
 
@@ -94,10 +95,6 @@ def names(run):
     return [f"{exponent(run):.3g}", f"{run['config']['num_epochs']} x {run['train_images']:,}"]
 
 
-def steps_in_all(run):
-    return run["config"]["num_epochs"] * steps_of(run)
-
-
 def every_mean(runs):
     """Mean gammas of all layers, time-steps and runs."""
     return [value for run in runs for values in gamma_of(run).values() for value in values]
@@ -150,9 +147,9 @@ def in_short(kept):
                         f"layers, and those of the middle third at up to {middle:.1f} times "
                         f"{what_they_do(decaying)}")  # fmt: skip
         if without and decaying and (costs := stop(without, decaying)):
-            ours, theirs = (statistics.mean(cost) for cost in zip(*costs, strict=True))
-            told.append(f"stopping at that exit costs {ours:.2f} points of accuracy with decay, and {theirs:.2f} "
-                        "without")  # fmt: skip
+            ours, theirs = (interval(*mean_and_half(cost), ".2f") for cost in zip(*costs, strict=True))
+            told.append(f"stopping at that exit costs {ours} points of accuracy with decay, and {theirs} without "
+                        f"(n = {len(costs)})")  # fmt: skip
     return filled(f"In short: {'; '.join(told)}.") if told else ""
 
 
@@ -173,11 +170,11 @@ def run_rows(kept):
     """A row a run: what is left of gammas, late / middle, accuracy."""
     rows = []
     for run in itertools.chain(*kept.values()):
-        gammas, point = gamma_of(run), {"exit_step": run["exit"]["exit_step"]}
+        gammas, point = gamma_of(run), exit_at(run, RULE)
         over = [value / decayed(run) for value in every_mean([run])]
         told = [spread([statistics.mean(values) for values in gammas.values()]), spread(over, ".3g")]
         told += [spread(late_over_middle(gammas).values(), ".4f"), f"{run['test_acc']:.2f}"]
-        told += [f"{exit_steps([point], run['num_steps'])}: {run['exit']['acc_exit']:.2f}"]
+        told += [f"{exit_steps([point], run['num_steps'])}: {point['acc']:.2f}"]
         rows.append([*names(run), str(run["seed"]), *told])
     heads = ["seed", "mean gamma, layers", "gamma / decay alone, layers and steps", "late / middle, layers"]
     return table([*HEADS, *heads, "accuracy, %", f"exit at {RULE:g}: %"], rows)

@@ -6,8 +6,8 @@ A run's `norms`: {layer: [(mean, deviation) of each epoch]} of the L2 norm over 
 import math
 import statistics
 
-from claim_parts import Claim, Page, drawn, interval, log_mean, setting, verdict
-from make_tables import mean_and_deviation, paired, table
+from claim_parts import Claim, Page, drawn, log_mean, setting, verdict
+from make_tables import interval, mean_and_deviation, paired, table
 
 from figures import PLAIN, colours, line, per_layer, time_axis
 
@@ -40,9 +40,9 @@ def sizes(run):
     return {layer: statistics.mean(m for m, _ in seen) for layer, seen in counted(run).items() if seen}
 
 
-def decades(run):
-    """log10 of the layer of the largest gradient over that of the smallest."""
-    return math.log10(max(sizes(run).values()) / min(sizes(run).values()))
+def decades(found):
+    """log10 of the layer of the largest of `sizes` over that of the smallest; 0 of none."""
+    return 0.0 if not found else math.log10(max(found.values()) / min(found.values()))
 
 
 def measured(found):
@@ -74,7 +74,7 @@ def claims(found):
             seen = f"[deviation / mean of a layer's gradient, base / {name}](claims/gradients.md): "
             text = f"gradients vary less from step to step with BNTT than {OTHERS[name]}"
             told.append(Claim("1, 4.2", text, seen + interval(mean, half, ".3g", factor), n, verdict(-mean, half)))
-        if pair := paired(*({seed: decades(pair[i]) for seed, pair in pairs.items()} for i in (0, 1))):
+        if pair := paired(*({seed: decades(sizes(pair[i])) for seed, pair in pairs.items()} for i in (0, 1))):
             mean, half, n = pair
             seen = f"[powers of ten from the smallest layer to the largest, base - {name}](claims/gradients.md): "
             text = f"gradients of layers differ less in size with BNTT than {OTHERS[name]}"
@@ -83,14 +83,18 @@ def claims(found):
 
 
 def layer_rows(kept, what, form):
-    """A row a norm: what(run) of each layer, mean ± deviation over seeds, then all its layers in one number."""
+    """A row a norm: what(run) of each layer, mean ± deviation over seeds, then its layers in one number or two."""
     layers, rows = list(norms_of(kept["base"][0])), []
     for name, runs in kept.items():
         found = [what(run) for run in runs]
         cells = [[values[layer] for values in found if layer in values] for layer in layers]
         told = [mean_and_deviation(values, form) if values else "-" for values in cells]
-        over = log_mean if what is unsteadiness else lambda values: math.log10(max(values) / min(values))
-        rows.append([NORMS[name], str(len(runs)), *told, mean_and_deviation([over(v.values()) for v in found])])
+        if what is unsteadiness:
+            over = [[log_mean(values.values()) for values in found]]
+        else:
+            hidden = [{layer: size for layer, size in values.items() if layer != layers[-1]} for values in found]
+            over = [[decades(values) for values in part] for part in (found, hidden)]
+        rows.append([NORMS[name], str(len(runs)), *told, *map(mean_and_deviation, over)])
     return layers, rows
 
 
@@ -109,9 +113,10 @@ seeds.
 From step to step: deviation / mean in an epoch, mean over epochs. Last, the geometric mean of the layers.
 
 {table(["norm", "n", *layers, "layers"], steady)}
-From layer to layer: mean norm over all epochs. Last, log10 of the largest layer over the smallest.
+From layer to layer: mean norm over all epochs. Last, log10 of the largest layer over the smallest, which claims.md
+tells, and the same without the output layer, which no norm stands behind.
 
-{table(["norm", "n", *layers, "decades"], large)}
+{table(["norm", "n", *layers, "decades", "without the last"], large)}
 ![Norm of the gradient by epoch and layer, its relative deviation, and the decades between layers](gradients.png)
 
 What this can show: whether the size of a gradient is steadier, and more alike over layers, in nets trained alike. What
@@ -145,7 +150,7 @@ def draw(kept, path):
                 values = unsteadiness(run)
                 at = [layers.index(layer) for layer in values]
                 line(left, at, list(values.values()), k, palette, label=NORMS[name] if run is runs[0] else None)
-            line(right, [k] * len(runs), [decades(run) for run in runs], k, palette, linestyle="")
+            line(right, [k] * len(runs), [decades(sizes(run)) for run in runs], k, palette, linestyle="")
         left.set_xticks(range(len(layers)), layers)
         left.set(title="deviation / mean over an epoch's steps, a line a seed", ylim=(0, 1.1 * left.dataLim.y1))
         below.legend(loc="outside upper center", ncols=len(kept))

@@ -4,12 +4,14 @@ import statistics
 import textwrap
 from typing import NamedTuple
 
-from claim_parts import FAILS, HOLDS, OPEN, Claim, by_seed, drawn, interval, verdict
-from make_tables import mean_and_deviation, paired, table
+from claim_parts import FAILS, HOLDS, OPEN, Claim, by_seed, drawn, verdict
+from make_tables import MACHINE, interval, mean_and_deviation, paired, table
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from figures import OKABE_ITO, PLAIN, colours, line
+from runs import RESUMABLE
+from utill import UserError
 
 
 class Pair(NamedTuple):
@@ -44,6 +46,16 @@ PAIRS = [
 ]
 TERNARY = {4: "T4", 6: "T6", 10: "T10", 12: "base", 25: "T25", 50: "T50", 100: "T100"}
 ONE_BN = {10: "bn_T10", 12: "bn", 25: "bn_T25", 50: "bn_T50", 100: "bn_T100"}
+NEURONS = ("hard_reset", "alpha_0.1", "alpha_1", "dropout_0.2")
+CHANGES = {  # {row: what it changes of `base`}
+    **{name: {"neuron": name} for name in NEURONS},
+    **{name: {"norm": norm} for name, norm in (("beta", "bntt_beta"), ("none", "none"), ("bn", "bn"))},
+    "tet": {"loss": "tet"}, "logits_sum": {"logit_scale": 12.0},
+    **{name: {"num_steps": T} for T, name in TERNARY.items() if name != "base"},
+    **{name: {"num_steps": T, "norm": "bn"} for T, name in ONE_BN.items() if name != "bn"},
+    **{f"direct_T{T}": {"num_steps": T, "encoding": "direct"} for T in (4, 6, 12, 25)},
+    **{f"binary_T{T}": {"num_steps": T, "encoding": "poisson_binary"} for T in (4, 6, 12, 25)},
+}  # fmt: skip
 STEPS = {  # {what: ({T: row}, key)}
     "BNTT, Poisson, ternary": (TERNARY, "test_acc"),
     "BNTT, Poisson, binary": ({T: f"binary_T{T}" for T in (4, 6, 12, 25)}, "test_acc"),
@@ -51,6 +63,18 @@ STEPS = {  # {what: ({T: row}, key)}
     "one BN, stored statistics": (ONE_BN, "test_acc"),
     "one BN, averaged statistics": (ONE_BN, "averaged_acc"),
 }
+
+
+def check(found):
+    """UserError where a row differs from `base` in more than its name says, or in less."""
+    base = found.get("base", [None])[0]
+    for name in [name for name in CHANGES if base and name in found]:
+        expected, run = base["config"] | CHANGES[name], found[name][0]
+        keys = [key for key in expected.keys() | run["config"].keys() if key not in (*MACHINE, *RESUMABLE)]
+        for one, other, of in ((run, base, ("count", "train_images")), (run["config"], expected, sorted(keys))):
+            if wrong := [key for key in of if one.get(key) != other.get(key)]:
+                said = f"{wrong[0]} is {one.get(wrong[0])}, where {other.get(wrong[0])} goes with base"
+                raise UserError(f"the runs of {name}: {said}")
 
 
 def compared(found):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import matplotlib.style
-from make_tables import filled, flags_of, student
+from make_tables import apart, filled, flags_of, half_interval
 from matplotlib.figure import Figure
 
 from figures import DPI, STYLE, WIDTH
@@ -29,11 +29,12 @@ class Claim(NamedTuple):
     n: int  # seeds
     verdict: str
     images: int | None = None  # that one net was tested on, where the interval is over images
+    nets: str = "one net"
 
     def cells(self):
         few = self.n < FEW_SEEDS and self.verdict != OPEN
-        of = ("one net" if self.n == 1 else f"{self.n} seeds") if few else ""
-        n = f"1 net, {self.images:,} images" if self.images else str(self.n)
+        of = (self.nets if self.n == 1 else f"{self.n} seeds") if few else ""
+        n = f"{self.nets}, {self.images:,} images" if self.images else str(self.n)
         return [self.where, self.text, self.seen, n, self.verdict + (f", in {of}" if of else "")]
 
 
@@ -110,16 +111,10 @@ def judged(found, rows, page, where, text, tell):
 
 
 def verdict(mean, half):
-    """Of a number that a claim wants above 0, and half its interval; None of one value."""
-    if half is None or not abs(mean) > half:  # nor of nan
+    """Of a number that a claim wants above 0, and half its interval or None."""
+    if not apart(mean, half):
         return OPEN
     return HOLDS if mean > 0 else FAILS
-
-
-def interval(mean, half, form="+.2f", of=lambda x: x):
-    """'mean (low to high)', each as `of` turns it."""
-    low_high = f" ({of(mean - half):{form}} to {of(mean + half):{form}})" if half is not None else ""
-    return f"{of(mean):{form}}{low_high}"
 
 
 def spread(values, form=".3f"):
@@ -128,7 +123,7 @@ def spread(values, form=".3f"):
 
 
 def mean_and_half(values):
-    return statistics.mean(values), student(values)
+    return statistics.mean(values), half_interval(values)
 
 
 def log_mean(values):

@@ -29,7 +29,7 @@ import train
 from arguments import ArgumentParser
 from nets import WITHOUT_STATISTICS
 from runs import RESUMABLE, write_text
-from utill import UserError, entry_point, reason_of
+from utill import UserError, entry_point, reading
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results: written by scripts/make_tables.py -->\n", "<!-- end -->"
@@ -45,10 +45,12 @@ PAGE = """# The paper's tables, and our runs of their rows
 {}
 # BNTT against others on the same data
 
-Accuracy of BNTT minus that of the other, in points: the mean over runs of the same seed that agree in all but norm,
-neuron, optimizer, and whether the other is tested with averaged statistics (`--precise_bn`), with the 95 % interval of
-a paired t-test from two seeds on. An interval around 0 does not say which is better. "In training": the same
-difference in the last epoch of training, with the statistics of each batch.
+Accuracy of BNTT minus that of the other, in points: the mean over runs of the same seed, with the 95 % interval of a
+paired t-test from two seeds on. They agree in all but the method (norm, neuron, order of firing, first weights), what
+was chosen for it (optimizer, learning rate, averaged statistics by `--precise_bn`), and the machine (device, engine,
+precision: environment.json). An interval around 0 does not say which is better; one that leaves 0 to 100 % is that of
+nets of which some did not learn. "In training": the same difference in the last epoch of training, with the statistics
+of each batch.
 
 {}
 {}
@@ -59,7 +61,7 @@ Checkpoints are not in git: a command that starts from one needs that row traine
 was ahead of it, or pages of results/ had been written anew.
 
 "Training" is the accuracy in the last epoch, on images as they were augmented, with the statistics of each batch.
-"100 images: a to b" is the 95 % interval that so few test images give (Wilson).
+"100 images: a to b" is the 95 % interval that so few test images give one net (Wilson).
 
 {}"""
 HELD_OUT = """# Recipes, by accuracy on the images held out of training, after the last epoch
@@ -91,12 +93,19 @@ LOST = {"difference": (float, -100, 100), "half_interval": (float, 0, 100)}  # o
 EXIT = {"num_steps": COUNT, "count": COUNT, "exit_step": COUNT, "acc_exit": PERCENT, "gamma_threshold": (float, 0, 1e9)}
 
 
-def read(path, parse=json.loads, keys=None):
+def finite(text):
+    """What JSON says; ValueError where a number is none."""
+
+    def refuse(word):
+        raise ValueError(f"it says {word} where a number is due")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def read(path, parse=finite, keys=None):
     """What `parse` makes of a file; with `keys` a dict with such values. UserError if it is damaged."""
-    try:
+    with reading(path):
         found = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, csv.Error) as error:
-        raise UserError(f"cannot read {path}: {reason_of(error)}") from None
     for key, kind in (keys or {}).items():
         x = found.get(key) if isinstance(found, dict) else None
         if not (isinstance(x, str) if kind is str else type(x) in (int, kind[0]) and kind[1] <= x <= kind[2]):
@@ -137,13 +146,17 @@ def read_run(folder):
     command = read(folder / "environment.json", keys={"command": str})["command"]
     now = {k: v for k, v in flags_of(command, folder).items() if k not in RESUMABLE and v not in (None, "auto")}
     agree(folder, BOTH, "result.json", run, "config.yaml", run["config"])
-    agree(folder, ["seed"], "result.json", run, "its name", {"seed": int(folder.name.removeprefix("seed"))})
+    agree(folder, ["name"], "result.json", {"name": f"seed{run['seed']}"}, "the folder", {"name": folder.name})
     agree(folder, now, "config.yaml", run["config"], "what its command would train now", now)
     run |= {"command": plain(command), "amp": run["config"].get("amp")}
     exits, log = folder / "early_exit.json", folder / "log.jsonl"
     run["exit"] = read(exits, keys=EXIT) if exits.exists() else {}
     agree(folder, ("num_steps", "count"), "result.json", run, "early_exit.json", run["exit"])
-    log = read(log, lambda text: [json.loads(line) for line in text.splitlines()]) if log.exists() else []
+    log = read(log, lambda text: [dict(json.loads(line)) for line in text.splitlines()]) if log.exists() else []
+    epochs = [line.get("epoch") for line in log]
+    trained = any("train_loss" in line for line in log)  # a conversion trains nothing
+    if trained and epochs != [*range(1, run["config"]["num_epochs"] + 1)]:
+        raise UserError(f"{folder}: log.jsonl must have a line for each epoch of the run once, and has {epochs}"[:300])
     best = {line.get("epoch"): line for line in log}.get(run["epoch"], {})
     return run | {"spikes": best.get("spikes_per_image"), "last": log[-1] if log else {}, "log": log}
 
@@ -184,15 +197,26 @@ def paired(ours, theirs):
     pairs = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     if not pairs:
         return None
-    return statistics.mean(pairs), student(pairs), len(pairs)
+    return statistics.mean(pairs), half_interval(pairs), len(pairs)
 
 
-def student(values):
+def half_interval(values):
     """Half the 95 % interval of the mean of some values by Student's t; None of one value."""
     n = len(values)
     if n == 1:
         return None
     return T_95[min(n - 2, len(T_95) - 1)] * statistics.stdev(values) / n**0.5  # too wide from 11 values on
+
+
+def interval(mean, half, form="+.2f", of=lambda x: x):
+    """'mean (low to high)', each as `of` turns it; the mean alone without half an interval."""
+    low_high = f" ({of(mean - half):{form}} to {of(mean + half):{form}})" if half is not None else ""
+    return f"{of(mean):{form}}{low_high}"
+
+
+def apart(mean, half):
+    """Whether an interval lies on one side of 0."""
+    return half is not None and abs(mean) > half
 
 
 def rivals(found):
@@ -229,27 +253,28 @@ def comparisons(found):
     """A row for each folder of runs that another one of the same protocol with BNTT can be set beside."""
     rows = []
     for one, other, (mean, half, n) in rivals(found):
-        interval = f"{mean - half:+.2f} to {mean + half:+.2f}" if half is not None else "-"
-        holds = "-" if half is None or mean - half <= 0 <= mean + half else "better" if mean > 0 else "worse"
+        low_high = f"{mean - half:+.2f} to {mean + half:+.2f}" if half is not None else "-"
+        holds = "-" if not apart(mean, half) else "better" if mean > 0 else "worse"
         trained = paired(in_training(found[one]), in_training(found[other]))
         trained = f"{trained[0]:+.2f}" if trained else "-"
-        rows.append([f"[{one}]({one})", f"[{other}]({other})", f"{mean:+.2f}", interval, str(n), holds, trained])
+        rows.append([f"[{one}]({one})", f"[{other}]({other})", f"{mean:+.2f}", low_high, str(n), holds, trained])
     return table(["BNTT", "other", "difference", "95 % interval", "seeds", "BNTT is", "in training"], rows)
 
 
 def orderings(found):
     """A sentence for each of the paper's tables that the mini protocol stands for: is BNTT ahead, as in the paper?"""
     pairs = {other.removeprefix(f"{MINI}_"): pair for one, other, pair in rivals(found) if one == MINI}
+    seen = lambda mean, half, n: f"{interval(mean, half).removesuffix(')')}{' (' if half is None else ', '}n = {n})"  # noqa: E731
     lines = []
     for number, others in MINI_TABLES.items():
         verdicts, told = {}, []
         for other in [other for other in others if other in pairs]:
             mean, half, n = pairs[other]
-            told.append(f"{other} {mean:+.2f} ({f'{mean - half:+.2f} to {mean + half:+.2f}, ' if half else ''}n = {n})")
+            told.append(f"{other} {seen(mean, half, n)}")
             trained = paired(in_training(found[MINI]), in_training(found[f"{MINI}_{other}"]))
-            behind = trained and trained[0] < 0
+            behind = trained and trained[0] < 0 and apart(*trained[:2])
             key = "it cannot be told against"
-            if half is not None and abs(mean) > half:
+            if apart(mean, half):
                 key = "it does not against" if mean < 0 else "it holds against"
                 if mean > 0 and behind:  # what is tested are running statistics
                     key = "it holds in tests alone, as BNTT is behind in training, against"
@@ -259,10 +284,8 @@ def orderings(found):
             lines.append(filled(f"Table {number}, BNTT ahead: BNTT minus {', '.join(told)}: {verdict}."))
     start, scratch = ({run["seed"]: run["test_acc"] for run in found.get(f"{MINI}_{name}", [])} for name in HYBRIDS)
     if pair := paired(start, scratch):
-        mean, half, n = pair
-        told = f"{mean:+.2f} ({f'{mean - half:+.2f} to {mean + half:+.2f}, ' if half else ''}n = {n})"
-        told = f"Hybrid training from a converted net minus that net from scratch, on as many images: {told}. Each has "
-        lines.append(filled(f"{told}its own learning rate; the images that the ANN saw before do not count."))
+        told = f"Hybrid training from a converted net minus that net from scratch, on as many images: {seen(*pair)}. "
+        lines.append(filled(f"{told}Each has its own learning rate; the images that the ANN saw before do not count."))
     return "\n".join([*lines, *([mini_limits(found[MINI][0])] if lines and MINI in found else [])])
 
 
@@ -304,10 +327,10 @@ def ours(runs, link):
     text += f", `--precise_bn {config['precise_bn']}`" if config.get("precise_bn") else ""
     text += f", {config.get('dvs_split')} split)" if config["dataset"] == "dvs_cifar10" else ")"
     if (count := runs[0]["count"]) < FEW:
-        low, high = wilson(statistics.mean(run["test_acc"] for run in runs), count)
-        text += f"<br>{count} images: {low:.1f} to {high:.1f}"
+        low, high = wilson(runs[0]["test_acc"], count)
+        text += f"<br>{count} images" + (f": {low:.1f} to {high:.1f}" if len(runs) == 1 else "")
     if all(run.keys() >= {"difference", "half_interval"} for run in runs):
-        lost = ", ".join(f"{run['difference']:+.2f} ± {run['half_interval']:.2f}" for run in runs)
+        lost = ", ".join(interval(run["difference"], run["half_interval"]) for run in runs)
         text += f"<br>minus the net without spikes, on {count:,} images: {lost}"
     if exits:
         steps, thresholds = [x["exit_step"] for x in exits], {x["gamma_threshold"] for x in exits}

@@ -16,9 +16,10 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, call
-from make_tables import flags_of
+from make_tables import flags_of, wilson
 
 import exits
+import records
 
 NET = "train.py --dataset cifar10 --arch vgg9 --num_steps 4 --num_epochs 2 --batch_size 10"
 OPEN = "cannot be told at this scale"
@@ -144,7 +145,7 @@ def test_the_fall_of_gamma_is_its_last_third_over_its_middle_third_in_the_mean_o
     assert row[2].endswith("without weight decay on gammas: 0.55000 (0.55000 to 0.55000)")
     assert row[3:] == ["2", "holds, in 2 seeds"]
     rows = place.rows("claims/gamma.md", f"{LENGTH} | seed")  # fc1: mean 3.5 / 6; conv1: 2.1 / 3
-    assert rows[0] == ["0", "2 x 50", "0", "0.583 to 0.700", "0.4 to 0.9", "0.5000 to 0.6000", "50.00", "none: 50.00"]
+    assert rows[0] == ["0", "2 x 50", "0", "0.583 to 0.700", "0.4 to 0.9", "0.5000 to 0.6000", "50.00", "none: 40.00"]
 
 
 @pytest.mark.parametrize(
@@ -203,8 +204,8 @@ def test_averaged_statistics_are_compared_with_averaged_ones(place):
     for seed in (0, 1):
         place.run("base", seed, 50.0)
         place.run("bn", seed, 40.0, "--norm bn")
-        (place.results / f"base/seed{seed}/averaged.json").write_text('{"top1": 51.0}')
-        (place.results / f"bn/seed{seed}/averaged.json").write_text('{"top1": 49.5}')
+        (place.results / f"base/seed{seed}/averaged.json").write_text('{"top1": 51.0, "count": 100}')
+        (place.results / f"bn/seed{seed}/averaged.json").write_text('{"top1": 49.5, "count": 100}')
     stored, averaged = place.rows()
     assert "[+10.00 (+10.00 to +10.00)]" in stored[2]
     assert averaged[1] == "the same, both with averaged statistics"
@@ -213,7 +214,7 @@ def test_averaged_statistics_are_compared_with_averaged_ones(place):
 
 def test_the_setting_is_that_of_the_runs(place):
     place.run("base", 0, flags="--img_size 16")
-    place.run("bn", 0, flags="--norm bn")
+    place.run("bn", 0, flags="--norm bn --img_size 16")
     place.rows()
     words = "- base: vgg9, cifar10 at 16x16, poisson, T = 4, 50 training images, 2 epochs, 100 test images\n"
     assert words in (place.results.parent / "claims.md").read_text()
@@ -224,7 +225,7 @@ def test_accuracy_stands_by_norm_input_and_steps(place):
     place.run("T4", 1, 42.0)
     place.run("direct_T25", 0, 60.0, "--encoding direct --num_steps 25")
     place.run("bn_T100", 0, 50.0, "--norm bn --num_steps 100")
-    (place.results / "bn_T100/seed0/averaged.json").write_text('{"top1": 55.0}')
+    (place.results / "bn_T100/seed0/averaged.json").write_text('{"top1": 55.0, "count": 100}')
     assert place.rows(head="norm, input") == [
         ["BNTT, Poisson, ternary", "41.00 ± 1.41 (n = 2)", "-", "-"],
         ["BNTT, direct", "-", "60.00 (n = 1)", "-"],
@@ -240,35 +241,43 @@ def test_the_pages_of_our_own_runs_are_up_to_date():
     assert call(make_claims.main, "--check").code == 0
 
 
-def test_folding_makes_three_lines(place):
-    layer = {"name": "conv1", "sigma": [1.0, 1.0, 1.0], "mu_over_sigma": [0.5, 0.7, 0.6], "differ": {"eq. 15": 40.0}}
-    layers = [layer, layer | {"name": "fc1", "sigma": [1.0, 1.0, 4.0], "mu_over_sigma": [0.05] * 3}]
-    found = {"count": 1000, "layers": layers, "accuracy": {"eq. 15": {"difference": -3.0, "half_interval": 1.0}}}
+def test_folding_makes_four_lines(place):
+    layer = {"name": "conv1", "sigma": [1.0, 1.0, 1.0], "mu_over_sigma": [0.5, 0.7, 0.6]}
+    layer["differ"] = {"eq. 15": 40.0, "mean kept": 10.0}
+    layers = [layer, layer | {"name": "fc1", "sigma": [4.0, 1.0, 1.0], "mu_over_sigma": [0.05] * 3}]
+    ways = {"eq. 15": -3.0, "mean kept": -1.5}
+    found = {"count": 1000, "layers": layers}
+    found["accuracy"] = {way: {"difference": lost, "half_interval": 1.0} for way, lost in ways.items()}
     (place.results / "folding.json").write_text(json.dumps(found))
     rows = [row for row in place.rows() if row[0].startswith("3.3")]
     assert [row[2].replace("(claims/folding.md)", "") for row in rows] == [
-        "[off its mean] by up to 100 % (fc1)",
+        "[off its mean] by up to 100 % (fc1); over the second half of the steps by up to 0 %",
         "[absolute mu over sigma]: 0.05 to 0.60, by layer",
         "[accuracy] -3.00 (-4.00 to -2.00); spikes of a layer that differ: 40 to 40 %",
+        "[accuracy] -1.50 (-2.50 to -0.50); spikes of a layer that differ: 10 to 10 %",
     ]
-    assert [row[3:] for row in rows] == [["1 net, 1,000 images", "does not hold, in one net"]] * 3
+    images = "one net, 1,000 images"
+    fails = "does not hold, in one net"
+    assert [row[3:] for row in rows] == [["1", fails], ["1", fails], [images, fails], [images, OPEN]]
 
 
 def test_robustness_is_told_of_the_worst_attack_and_judged_beside_the_net_without_spikes(place):
     for name, acc in (("bntt_T25", 40.0), ("ann", 10.0)):
         (place.results / "robustness" / name).mkdir(parents=True)
         attack = {"kind": "fgsm", "eps": 8 / 255, "steps": 1, "count": 100}
-        attack = [attack | {"acc": acc + more} for more in (5.0, 8.0, 0.0)]  # two widths, and right under both
-        result = {"accuracy": [50.0, 90.0], "data": {"count": 1000}, "attack": attack}
+        attack = [attack | {"acc": acc + more, "width": width} for more, width in ((5.0, 1), (0.0, None), (8.0, 2))]
+        result = dict.fromkeys(records.KEYS) | {"version": records.VERSION, "attack": attack}
+        result |= {"accuracy": [50.0, 90.0], "data": {"count": 1000}}
         result["noise"] = [{"sigma": 0.1, "acc": acc, "count": 1000}] if name == "ann" else None
         (place.results / "robustness" / name / "analysis.json").write_text(json.dumps(result))
     (row,) = (row for row in place.rows() if row[0] == "4.7")
-    half = 1.96 * (40 * 60 / 100 + 10 * 90 / 100) ** 0.5
+    low = 30 - math.hypot(40 - wilson(40, 100)[0], wilson(10, 100)[1] - 10)  # Newcombe's
+    high = 30 + math.hypot(wilson(40, 100)[1] - 40, 10 - wilson(10, 100)[0])
     assert row[1:3] == [
         "BNTT, 25 Poisson steps, is more robust than no spikes: FGSM, 8/255",
-        f"[bntt_T25 - ann](claims/robustness.md): +30.00 ({30 - half:+.2f} to {30 + half:+.2f})",
+        f"[bntt_T25 - ann](claims/robustness.md): +30.00 ({low:+.2f} to {high:+.2f})",
     ]
-    assert row[3:] == ["1 net, 100 images", "holds, in one net"]
+    assert row[3:] == ["one pair of nets, 100 images", "holds, in one pair of nets"]
     assert place.rows("claims/robustness.md", "images") == [
         ["as they are", "90.0 (n = 1,000)", "90.0 (n = 1,000)"],
         ["noise, sigma 0.1", "10.0 (n = 1,000)", "-"],
@@ -281,7 +290,7 @@ def test_robustness_is_told_of_the_worst_attack_and_judged_beside_the_net_withou
 
 def test_gammas_are_set_beside_what_decay_alone_makes_of_them(place):
     flags = "--lr 0.1 --gamma_weight_decay 1 --momentum 0 --lr_schedule cosine"
-    place.run("gamma_18.3", 0, flags=flags, gammas={"conv1": [0.9, 0.6, 0.3]})
+    place.run("gamma_3.05", 0, flags=flags, gammas={"conv1": [0.9, 0.6, 0.3]})
     alone = 0.9**5 * 0.95**5  # 2 epochs of 5 steps
     told = [
         "0.75",
@@ -308,12 +317,12 @@ def test_the_ratios_of_gamma_stand_by_layer_and_decay(place):
 @pytest.mark.parametrize(
     ("late", "verdict"), [([0.7, 0.71], "does not hold, in 2 seeds"), ([0.1, 0.11], "holds, in 2 seeds")]
 )
-def test_decay_that_lowers_late_over_middle_deepens_the_fall(place, name, whose, late, verdict):
+def test_decay_that_lowers_late_over_middle_makes_gammas_fall(place, name, whose, late, verdict):
     for seed, last in enumerate(late):
         place.run("gamma_0", seed, flags="--gamma_weight_decay 0", gammas={"conv1": [0.9, 0.8, 0.36]})
         place.run(name, seed, flags=DECAY, gammas={"conv1": [0.05, 0.1, last / 10]})
-    row = row_of(place, "deepens")
-    assert row[1].startswith(f"the weight decay of {whose} exponent ({name.removeprefix('gamma_')}) on gammas deepens")
+    row = row_of(place, "makes them fall late, or further")
+    assert row[1].startswith(f"the weight decay of {whose} exponent ({name.removeprefix('gamma_')}) on gammas makes")
     mean, half = sum(late) / 2 - 0.45, 12.706 * 0.005  # deviation 0.01 / sqrt(2)
     told = f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})"
     assert row[2] == f"[late / middle](claims/gamma.md) {mean + 0.45:.3f} with it, 0.450 without: {told}"
@@ -401,7 +410,8 @@ def test_a_seed_that_did_not_learn_is_left_out_of_its_row(place):
 
 
 @pytest.mark.parametrize(
-    ("steps", "verdict"), [((3, 2), "holds, in 2 seeds"), ((3, 4), "does not hold, in 2 seeds"), ((3,), OPEN)]
+    ("steps", "verdict"),
+    [((3, 2), "holds, in 2 seeds"), ((4, 4), "does not hold, in 2 seeds"), ((3, 4), OPEN), ((3,), OPEN)],
 )
 def test_the_rule_exits_if_each_seed_does(place, steps, verdict):
     for seed, step in enumerate(steps):
@@ -442,7 +452,7 @@ def test_the_page_begins_with_the_answer_to_its_title(place):
         "accuracy; exits at 0.1: none, none of 4); with that of exponent 2.2, 10 steps leave those of the last "
         f"time-step at {0.06 / alone:.2f} times what decay alone gives, in the mean of layers, and those of the middle "
         f"third at up to {0.5 / alone:.1f} times (40.00, 40.00 % accuracy; exits at 0.1: 3, 3 of 4); stopping at that "
-        "exit costs 10.00 points of accuracy with decay, and 10.00 without."
+        "exit costs 10.00 (10.00 to 10.00) points of accuracy with decay, and 10.00 (10.00 to 10.00) without (n = 2)."
     )
 
 
@@ -450,8 +460,8 @@ def test_longer_runs_are_told_after_the_others(place):
     both_nets(place)
     place.run("published_gamma_0", 0, flags=f"--num_epochs 100 {NONE}", gammas=FALLING)
     assert short_of(place).endswith(
-        "without; without weight decay, 500 steps of training leave mean gammas at 0.400 to 0.900 (50.00 % accuracy; "
-        "exits at 0.1: none of 4)."
+        "without (n = 2); without weight decay, 500 steps of training leave mean gammas at 0.400 to 0.900 (50.00 % "
+        "accuracy; exits at 0.1: none of 4)."
     )
 
 
@@ -562,9 +572,31 @@ def test_the_delay_of_firing_first_is_that_beyond_integrating_first_under_the_sa
         place.run("fire_first", seed, flags=f"{FIRE} {NONE}", gammas=peaking(1, 2, 3))
         place.run("gamma_3.05", seed, flags=DECAY, gammas=peaking(1, 1, 2))  # 0.5 steps a layer
         place.run("fire_first_3.05", seed, flags=f"{FIRE} {DECAY}", gammas=peaking(1, 2, 4))  # 1.5
-    row = row_of(place, "they peak later because they fire first")
-    assert "firing first less integrating first: +1.00 (+1.00 to +1.00); a shift of +1 is there by con" in row[2]
-    assert row[3:] == ["2", "holds, in 2 seeds"]
+    row = row_of(place, "firing first delays the peaks by more than the one step a layer")
+    assert row[2].endswith("firing first less integrating first: +1.00 (+1.00 to +1.00)")
+    assert row[3:] == ["2", OPEN]  # no more than by construction
+
+
+@pytest.mark.parametrize(
+    ("fire", "verdict"), [((1, 3, 4), "holds, in 2 seeds"), ((1, 1, 2), "does not hold, in 2 seeds")]
+)
+def test_firing_first_is_judged_beside_its_own_step_a_layer(place, fire, verdict):
+    three_orders(place, (1, 1, 1), (1, 1, 1), fire=[fire, fire])
+    assert row_of(place, "firing first delays the peaks")[4] == verdict
+
+
+def test_flat_lines_have_no_delay_to_judge(place):
+    flat = {layer: [0.51 if x == 0.9 else 0.5 for x in values] for layer, values in peaking(1, 2, 3).items()}
+    for seed in (0, 1):
+        place.run("gamma_3.05", seed, flags=DECAY, gammas=flat)
+    assert row_of(place, "deeper layers' gammas peak later")[4] == OPEN
+
+
+def test_a_layer_that_training_did_not_reach_keeps_its_depth(place):
+    gammas = peaking(1, 2, 3)
+    place.run("gamma_3.05", 0, flags=DECAY, gammas=gammas | {"conv2": [1.0] * 4})
+    (run,) = make_claims.read_claims(place.results)["gamma_3.05"]
+    assert claim_order.delays([run]) == {0: 1.0}  # from 1 to 3 over two layers
 
 
 def test_orders_without_decay_alone_make_no_claim(place):
@@ -593,8 +625,8 @@ def test_the_table_of_peaks_tells_exponent_slope_and_height(place):
     ],
 )
 def test_slopes_are_those_of_all_layers_and_of_each_half(steps, cells):
-    assert claim_order.slopes(steps, is_flat=False) == cells
-    assert claim_order.slopes(steps, is_flat=True) == ["-", "-", "-"]
+    assert claim_order.slopes(dict(enumerate(steps)), is_flat=False) == cells
+    assert claim_order.slopes(dict(enumerate(steps)), is_flat=True) == ["-", "-", "-"]
 
 
 def test_the_height_of_peaks_counts_the_steps_that_something_moved():
@@ -709,9 +741,9 @@ def test_the_page_of_gradients_tells_each_layer_in_the_mean_of_epochs(place):
         ["BNTT", "2", "0.10 ± 0.00", "0.30 ± 0.00", f"{0.03**0.5:.2f} ± 0.00"],
         ["one BN", "2", "0.40 ± 0.00", "0.30 ± 0.00", f"{0.12**0.5:.2f} ± 0.00"],
     ]
-    assert place.rows("claims/gradients.md", "norm | n | conv1 | fc1 | decades") == [
-        ["BNTT", "2", "2 ± 0", "10 ± 0", "0.70 ± 0.00"],
-        ["one BN", "2", "1 ± 0", "1e+02 ± 0", "2.00 ± 0.00"],
+    assert place.rows("claims/gradients.md", "norm | n | conv1 | fc1 | decades | without the last") == [
+        ["BNTT", "2", "2 ± 0", "10 ± 0", "0.70 ± 0.00", "0.00 ± 0.00"],
+        ["one BN", "2", "1 ± 0", "1e+02 ± 0", "2.00 ± 0.00", "0.00 ± 0.00"],
     ]
 
 
@@ -753,6 +785,42 @@ def test_the_page_counts_its_lines_of_few_seeds(place):
     place.run("none", 0, 10.0, "--norm none")
     assert [row[3:] for row in place.rows()] == [["3", "holds"], ["1", OPEN]]
     assert "In 1 of the 2 lines n is below 3" in (place.results.parent / "claims.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "said"),
+    [
+        ("none", "--norm none --lr 0.5", "the runs of none: lr is 0.5, where 0.3 goes with base"),
+        ("T100", "", "the runs of T100: num_steps is 4, where 100 goes with base"),
+        ("tet", "--norm bn --loss tet", "the runs of tet: norm is bn, where bntt goes with base"),
+    ],
+)
+def test_a_row_that_changes_more_or_less_than_its_name_says_is_refused(place, name, flags, said):
+    place.run("base", 0)
+    place.run(name, 0, flags=flags)
+    outcome = call(make_claims.main, "--results", place.results)
+    assert (outcome.code, outcome.err) == (2, [f"-c: error: {said}"])
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    outcome = call(make_claims.main, "--results", tmp_path / "none")
+    assert (outcome.code, len(outcome.err)) == (2, 1)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_page_whose_runs_are_gone_is_stale(place, tmp_path):
+    place.run("base", 0)
+    place.run("bn", 0, flags="--norm bn")
+    place.rows()
+    (place.results / "gamma.md").write_text("old")
+    outcome = call(make_claims.main, "--results", place.results, "--check")
+    assert (outcome.code, "gamma.md has no runs any more: delete it" in outcome.out[0]) == (1, True)
+
+
+def test_a_record_that_lacks_a_number_is_one_sentence(place):
+    place.run("gamma_0", 0, flags=NONE, gammas=FALLING, sweep=[])
+    outcome = call(make_claims.main, "--results", place.results)
+    assert (outcome.code, len(outcome.err)) == (2, 1)
 
 
 def test_each_line_leads_to_a_figure_or_to_a_page_that_has_one(place):
