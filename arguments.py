@@ -155,6 +155,10 @@ def parse_with_config(parser, argv=None):
             text = Path(file).read_text(encoding="utf-8")
             if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
                 raise ValueError("a list of flags needs no aliases")  # a few lines of them unfold to gigabytes
+            node = yaml.compose(text, yaml.SafeLoader)
+            keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+            if twice := [key for key in keys if keys.count(key) > 1]:
+                raise ValueError(f"{twice[0]} stands there twice")
             values = yaml.safe_load(text)
             if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
                 raise ValueError("it must be a list of `flag: value` lines")

@@ -166,11 +166,12 @@ def report(policy, test, held, target_drop, classes):
     policy: a name in POLICIES; test, held: `Seen`, held None where no images were held out, so nothing is calibrated.
     curve: [threshold, mean exit step, accuracy in %] of the test images. A threshold of None is never reached.
     """
-    found = {"curve": [_plain(point) for point in curve(test.sureness(POLICIES[policy]), test.hits)]}
+    sure = test.sureness(POLICIES[policy])
+    found = {"curve": [_plain(point) for point in curve(sure, test.hits)]}
     if held is None:
         return found | {"calibrated": None}
     threshold = calibrate(curve(held.sureness(POLICIES[policy]), held.hits), target_drop)
-    exits = image_exits(test.sureness(POLICIES[policy]), threshold)
+    exits = image_exits(sure, threshold)
     by_class = {
         c: exits[test.labels == k].double().mean().item() for k, c in enumerate(classes) if (test.labels == k).any()
     }
@@ -193,13 +194,13 @@ def _plain(point):
 
 
 @torch.no_grad()
-def run_with_exits(net, images, policy, threshold, logit_scale=1.0, steps=None):
+def run_with_exits(net, images, policy, threshold, logit_scale=1.0):
     """Answer images [B, ...] and really stop: who is sure enough leaves the batch.
 
-    policy: a function of probabilities, as in POLICIES; None: all stop after `steps`. Returns (exit steps [B], output
-    voltages there [B, K]). In eval mode; draws of the encoder are those of a full run.
+    policy: a function of probabilities, as in POLICIES. Returns (exit steps [B], output voltages there [B, K]). In eval
+    mode; draws of the encoder are those of a full run.
     """
-    T, K = steps or net.num_steps, net.readout.weight.shape[0]
+    T, K = net.num_steps, net.readout.weight.shape[0]
     going, keep = torch.arange(len(images), device=images.device), None
     exits = torch.full_like(going, T)
     answers = torch.zeros(len(images), K, dtype=torch.promote_types(images.dtype, torch.float32), device=images.device)
@@ -207,8 +208,8 @@ def run_with_exits(net, images, policy, threshold, logit_scale=1.0, steps=None):
     for t in range(1, T + 1):
         voltage = stream.send(keep)[0].to(answers.dtype)
         answers[going] = voltage
-        if policy is None or t == T:
-            continue
+        if t == T:
+            break
         sure = policy(exit_probabilities(voltage, t, logit_scale)) >= threshold
         exits[going[sure]] = t
         keep = (~sure).nonzero()[:, 0]

@@ -10,28 +10,10 @@ from utill import UserError, reading
 
 VERSION = 1  # of analysis.json
 KEYS = [
-    "name",
-    "label",
-    "config",
-    "environment",
-    "data",
-    "num_steps",
-    "accuracy",
-    "class_accuracy",
-    "neurons",
-    "spikes",
-    "spike_rate",
-    "surrogate",
-    "gamma",
-    "sigma",
-    "norm_input",
-    "exit",
-    "policies",
-    "energy",
-    "noise",
-    "attack",
+    "name", "label", "config", "environment", "data", "num_steps", "accuracy", "class_accuracy", "neurons", "spikes",
+    "spike_rate", "surrogate", "gamma", "sigma", "norm_input", "exit", "policies", "energy", "noise", "attack",
     "corruptions",
-]
+]  # fmt: skip
 
 
 def load(path):

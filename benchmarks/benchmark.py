@@ -466,9 +466,6 @@ def print_scaling(args, report):
 
 def machine(args):
     """What the numbers depend on besides the options."""
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, TypeError):
-        cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
     versions = {"python": platform.python_version()}
     for package in ("torch", "numpy", "triton", "spikingjelly", "snntorch"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -477,7 +474,7 @@ def machine(args):
     authors = args.authors and hashlib.sha256((Path(args.authors) / "model.py").read_bytes()).hexdigest()
     cuda = args.device != "cpu"
     return {
-        "cpu": cpu,
+        "cpu": runs.cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name(args.device) if cuda else None,

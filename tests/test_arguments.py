@@ -114,6 +114,13 @@ def test_config_values_as_people_write_them(tmp_path, text, key, value):
     assert type(parsed) is type(value)
 
 
+def test_averaged_statistics_of_a_norm_without_any_are_asked_for_by_a_config_alone(tmp_path):
+    config = config_file(tmp_path, "precise_bn: 50\n")
+    assert train.parse_args(["--config", config, "--norm", "none"]).precise_bn is None
+    with pytest.raises(UserError, match="a net with --norm none has no running statistics"):
+        train.parse_args(["--norm", "none", "--precise_bn", "50"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -136,6 +143,7 @@ def test_config_values_as_people_write_them(tmp_path, text, key, value):
         ("lr 0.1", "list of `flag: value` lines"),
         ("1: 2", "list of `flag: value` lines"),
         ("", "list of `flag: value` lines"),
+        ("lr: 0.1\nnum_steps: 4\nlr: 0.2", "lr stands there twice"),
         ("lr: [0.1", "cannot read .*config.yaml"),
         ("lr: !!python/object/apply:os.getcwd []", "cannot read .*config.yaml"),
     ],

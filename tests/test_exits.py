@@ -90,12 +90,6 @@ def test_images_that_left_are_not_computed(attach):
     assert seen == [8, 3, 1]
 
 
-def test_without_a_policy_all_steps_are_run():
-    net = make_net(T=4).eval()
-    found, answers = exits.run_with_exits(net, IMAGES, None, 0.0, steps=3)
-    assert found.tolist() == [3] * 8
-
-
 @pytest.mark.parametrize("attach", [lambda net: net, fused.attach], ids=["plain", "fused"])
 def test_the_spikes_of_each_image_are_those_of_a_batch_of_it_alone(attach):
     net = attach(make_net(T=4, encoding="direct")).eval()

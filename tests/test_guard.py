@@ -581,11 +581,3 @@ def test_a_hook_that_looks_may_remove_itself():
     net.conv1.register_forward_hook(other)
     net(IMAGES)
     assert seen[:3] == [net.conv1] * 3
-
-
-def test_a_net_that_is_just_being_copied_runs_plain():
-    net = fused.attach(make_net())
-    mine = vars(net).pop("_fused")
-    with pytest.warns(UserWarning, match="runs plain: it is being copied"):
-        net(IMAGES)
-    vars(net)["_fused"] = mine
