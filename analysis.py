@@ -132,6 +132,16 @@ def shown_steps(T):
     return sorted({round(1 + (T - 1) * i / (SHOWN_STEPS - 1)) for i in range(SHOWN_STEPS)})
 
 
+def check(args):
+    """UserError where a net cannot be measured as the flags say, before it is."""
+    if args.encoding == "frames" and (args.noise or args.fgsm or args.pgd or args.corruptions):
+        raise UserError("--noise, --fgsm, --pgd and --corruptions change pictures: this net takes event frames")
+    if args.corruptions and args.dataset != "cifar10":
+        raise UserError(f"--corruptions: CIFAR-10-C is of CIFAR-10, and this net was trained on {args.dataset}")
+    if args.corruptions:
+        attacks.corruptions(args.corruptions)  # reads no more than the sizes
+
+
 def measure(args, checkpoint):
     """All that the figures need of one net: the dict that becomes analysis.json."""
     device = utill.pick_device(args.device)
@@ -240,9 +250,9 @@ class Changed:
 class Pictures:
     """A loader of uint8 pictures [N, H, W, C], memory-mapped."""
 
-    def __init__(self, images, labels, facts, batch_size):
-        self.images, self.labels, self.facts, self.batch_size = images, labels, facts, batch_size
-        self.num_images = len(labels)
+    def __init__(self, images, labels, facts, args):
+        self.images, self.labels, self.facts, self.num_images = images, labels, facts, len(labels)
+        self.batch_size, self.size = args.batch_size, args.img_size
 
     def __len__(self):
         return -(-self.num_images // self.batch_size)
@@ -250,6 +260,7 @@ class Pictures:
     def __iter__(self):
         for at in range(0, self.num_images, self.batch_size):
             images = torch.from_numpy(self.images[at : at + self.batch_size].copy()).permute(0, 3, 1, 2)
+            images = images if self.size is None else data.resize(images, self.size)
             yield data.normalize(images, self.facts.mean, self.facts.std), self.labels[at : at + self.batch_size]
 
 
@@ -258,8 +269,6 @@ def robustness(net, args, loaders, known, device):
     found = {"noise": None, "attack": None, "corruptions": None}
     if not (args.noise or args.fgsm or args.pgd or args.corruptions):
         return found
-    if args.encoding == "frames":
-        raise UserError("--noise, --fgsm, --pgd and --corruptions change pictures: this net takes event frames")
 
     def accuracy(loader, change, what):
         """(accuracy in %, which images were answered rightly)"""
@@ -282,7 +291,7 @@ def robustness(net, args, loaders, known, device):
             n = min(args.limit_test or len(labels[0]), len(labels[0]))
             by_severity = []
             for k in range(len(images)):
-                pictures = Pictures(images[k][:n], labels[k][:n], loaders.facts, args.batch_size)
+                pictures = Pictures(images[k][:n], labels[k][:n], loaders.facts, args)
                 by_severity.append(exits.watch(net, pictures, device, args, what=f"{name} {k + 1}")[0].top1())
             found["corruptions"][name] = by_severity
     return found
@@ -349,9 +358,12 @@ def main(argv=None):
     if not first.checkpoints and not first.files:
         raise UserError("name a CHECKPOINT to measure, or --from an analysis.json")
     figures.check_numbers(first.figures)
+    if first.out and Path(first.out).exists() and not Path(first.out).is_dir():
+        raise UserError(f"--out {first.out}: it is a file, name a folder")
     results = [figures.load(file) for file in first.files]
     for path in first.checkpoints:
         args, checkpoint = parse_args(argv, path)
+        check(args)
         result = rounded(measure(args, checkpoint))
         print(*summary(result), sep="\n")
         runs.write_json(nets.beside(path) / "analysis.json", result)

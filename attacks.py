@@ -123,6 +123,8 @@ def corruptions(folder):
                 f"{path} must hold 50,000 uint8 images, severity 1 to 5, and labels.npy as many labels; it holds "
                 f"{images.dtype} {list(images.shape)}, labels.npy {len(labels)}"
             )
+        if labels.min() < 0 or labels.max() > 9:
+            raise UserError(f"{folder}/labels.npy holds {labels.min()} to {labels.max()}, CIFAR-10 has classes 0 to 9")
         found[path.stem] = (
             images.reshape(5, PER_SEVERITY, *images.shape[1:]),
             torch.from_numpy(labels.astype(np.int64)).view(5, -1),

@@ -228,8 +228,8 @@ def main(argv=None):
     snn_flags.num_steps, snn_flags.leak_mem, snn_flags.encoding = args.num_steps, 1.0, args.encoding
     device = utill.pick_device(args.device)
     flags.amp = snn_flags.amp = utill.pick_amp(device, args.amp)
-    facts = utill.DataFacts(**checkpoint["data"])
-    loaders = data.build_loaders(flags, facts=facts)
+    known = nets.known_data(checkpoint)
+    loaders = data.build_loaders(flags, **known)
     ann, net = convert(args, checkpoint, flags, snn_flags, loaders, device)
     state = {name: tensor.cpu() for name, tensor in net.state_dict().items()}
     engine, reason = nets.use_engine(net, args.engine)
@@ -260,9 +260,9 @@ def main(argv=None):
     print(f"ANN {ann_acc:.2f} %, difference {lost['difference']:+.2f}{half}")
     told = ("weight_norm", "percentile", "calibration_images", "calibration_steps")
     config = checkpoint["config"] | vars(snn_flags) | {key: getattr(args, key) for key in told}
-    config["converted_from"] = config.pop("checkpoint")
+    config |= {"converted_from": config.pop("checkpoint"), "split_seed": known["split_seed"]}
     environment = runs.environment(device, argv, engine=engine, amp=flags.amp, data=loaders.record)
-    made = {"state_dict": state, "config": config, "data": facts._asdict()}
+    made = {"state_dict": state, "config": config, "data": known["facts"]._asdict()}
     with runs.run_folder(args.out, args.overwrite) as (folder, _):
         runs.save_checkpoint(folder / "best.pth.tar", made | {"global_step": epoch, "accuracy": result["test_acc"]})
         runs.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))

@@ -272,6 +272,8 @@ def build_loaders(args, train=True, facts=None, split_seed=None):
     channels, height, width = raw.test.images.shape[-3:]
     if height != width or raw.train and raw.train.images.shape[1:] != raw.test.images.shape[1:]:
         raise UserError(f"the images of {args.dataset} are not all square and of one shape: pass --img_size")
+    if len(raw.classes) < 2:
+        raise UserError(f"{args.data_dir} has one class alone: there is nothing to tell apart")
     if odd := [str(c) for c in raw.classes if not is_name(str(c))]:
         raise UserError(f"the class {odd[0]!r:.100} has too long a name, or control characters in it: rename it")
     if facts and facts.classes != [str(c) for c in raw.classes]:

@@ -130,7 +130,7 @@ def parse_args(argv=None):
         raise UserError(f"--figure {args.figure}: the name must end in one of {' '.join(suffixes)}")
     if args.figure and not Path(args.figure).parent.is_dir():
         raise UserError(f"--figure {args.figure}: there is no such folder")
-    if args.figure and Path(args.figure).with_suffix(".json").name in runs.RUN_FILES:
+    if args.figure and Path(args.figure).with_suffix(".json").name in (*runs.RUN_FILES, "analysis.json"):
         raise UserError(f"--figure {args.figure}: its .json would replace one of a run: choose another name")
     return args, checkpoint
 

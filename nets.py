@@ -380,6 +380,8 @@ def average_statistics(net, batches, amp="off"):
             name = next(name for name, module in twin.named_modules() if module is norm)
             twin.set_submodule(name, own.to(norm.shared.weight))
     measured, kept = ([_batch_norms(layer.norm, T) for layer in each.layers()] for each in (twin, net))
+    if not any(measured):
+        raise UserError("--precise_bn: this net has no running statistics: leave it out")
     twin.train()
     for layer in twin.layers():
         layer.lif.eval()  # no dropout: a test has none
@@ -419,5 +421,6 @@ def known_data(checkpoint):
     """What `build_loaders` takes from a checkpoint, {} of an authors' one: facts of the data, seed of their split."""
     if "config" not in checkpoint:
         return {}
-    seed = checkpoint["config"].get("seed")
+    config = checkpoint["config"]
+    seed = config.get("split_seed", config.get("seed"))  # the first of a net converted with another one
     return {"facts": DataFacts(**checkpoint["data"]), "split_seed": None if seed is None else int(seed)}

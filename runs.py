@@ -292,6 +292,18 @@ def alone_in(folder):
                 os.unlink(path)
 
 
+def check_folder(path, overwrite=False, resume=False):
+    """UserError if no run can be kept in the folder `path`, or one is kept there and neither replaced nor resumed."""
+    path = Path(path)
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is no folder, where a run could be kept: name another by --run_dir or --out")
+    kept = [path / name for name in RUN_FILES if (path / name).exists()]
+    if not overwrite and not resume and (kept or any((path / "tensorboard").glob("events.out.tfevents.*"))):
+        raise UserError(f"{path} already holds a run: pass --resume, --overwrite, or --run_dir for another folder")
+
+
 @contextlib.contextmanager
 def run_folder(path, overwrite=False, resume=False):
     """A context with the folder of a run to itself: (path, checkpoint to go on from or None).
@@ -300,24 +312,18 @@ def run_folder(path, overwrite=False, resume=False):
     resumed, or if one is being trained there. Files that a killed run had not finished writing are removed.
     """
     path = Path(path)
-    if resume and overwrite:
-        raise UserError("--resume and --overwrite exclude each other")
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is no folder, where a run could be kept: name another by --run_dir or --out")
+    check_folder(path, overwrite, resume)
     path.mkdir(parents=True, exist_ok=True)
     with alone_in(path):
+        check_folder(path, overwrite, resume)
         old = [path / name for name in RUN_FILES if (path / name).exists()]
         checkpoint = None
         if resume and path / "last.pth.tar" in old:
             checkpoint, old = load_checkpoint(path / "last.pth.tar"), []
         elif resume and path / "result.json" in old:
             raise UserError(f"{path} holds a finished run without its last.pth.tar: pass --overwrite to train it again")
-        else:
+        else:  # a run killed before it saved anything begins anew
             old += (path / "tensorboard").glob("events.out.tfevents.*")
-            if old and not overwrite and not resume:  # a run killed before it saved anything begins anew
-                raise UserError(
-                    f"{path} already holds a run: pass --resume, --overwrite, or --run_dir for another folder"
-                )
         for file in [*old, *(half for name in RUN_FILES for half in path.glob(f".{name}.*"))]:
             file.unlink()
         yield path, checkpoint

@@ -55,6 +55,8 @@ def parse_args(argv=None):
         raise UserError(f"--weights {name} stands in place of CHECKPOINT: leave out {args.checkpoint}")
     if args.repeats > 1 and not nets.ENCODERS[args.encoding].random:
         raise UserError(f"--repeats: --encoding {args.encoding} draws nothing at random, so all would be the same")
+    if args.repeats > 1 and args.image:
+        raise UserError("--repeats draws a whole test set again: leave it out, or --image")
     if args.precise_bn and args.image:
         raise UserError("--precise_bn takes the data set that the net was trained on, not pictures: leave out --image")
     if args.precise_bn and args.norm in nets.WITHOUT_STATISTICS:

@@ -245,6 +245,11 @@ def train(args, argv, signals, stack):
     args.amp = utill.pick_amp(device, args.amp)
     if args.deterministic:
         utill.make_deterministic()
+    if args.cuda_graph and (device.type != "cuda" or args.amp == "fp16"):
+        raise UserError("--cuda_graph needs a GPU and --amp bf16 or off")
+    name = f"{args.dataset}_{args.arch}_T{args.num_steps}_{args.norm}_seed{args.seed}"
+    folder = args.run_dir or f"runs/{name}"
+    runs.check_folder(folder, args.overwrite, args.resume)  # before the data are read, which may take minutes
     loaders = data.build_loaders(args)
     torch.manual_seed(args.seed)
     net = nets.build_net(args, loaders.facts).to(device)
@@ -252,9 +257,9 @@ def train(args, argv, signals, stack):
         net.check_input(torch.empty(args.batch_size, *net.encoder.input_shape, device="meta"))
     except ValueError as error:
         raise UserError(f"--batch_size {args.batch_size}: {error}") from None
+    if args.num_steps <= (delay := sum(getattr(layer.lif, "delay", 0) for layer in net.layers())):
+        raise UserError(f"--num_steps {args.num_steps}: firing first, this net answers after {delay} steps: use more")
     engine, reason = nets.use_engine(net, args.engine, args.save_memory)
-    if args.cuda_graph and (device.type != "cuda" or args.amp == "fp16"):
-        raise UserError("--cuda_graph needs a GPU and --amp bf16 or off")
     judge = utill.LOSSES[args.loss](args.logit_scale)
     smooth = {"label_smoothing": args.label_smoothing} if args.label_smoothing else {}
     loss = utill.LOSSES[args.loss](args.logit_scale, **smooth)
@@ -267,8 +272,6 @@ def train(args, argv, signals, stack):
         for loader in filter(None, (loaders.train, loaders.val, loaders.test)):
             loader.to(device)
 
-    name = f"{args.dataset}_{args.arch}_T{args.num_steps}_{args.norm}_seed{args.seed}"
-    folder = args.run_dir or f"runs/{name}"
     goes_on = args.resume and Path(folder, "last.pth.tar").exists()  # with the weights it has
     told = nets.init_from(net, args) if args.init_from and not goes_on else []
     folder, old = stack.enter_context(runs.run_folder(folder, args.overwrite, args.resume))

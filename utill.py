@@ -279,7 +279,7 @@ class SpikeMeter:
         self.net, self.steps, self.by_image = net, steps or net.num_steps, by_image
         modules = dict(net.named_modules())
         self._neurons = {name.removeprefix("lif_"): m for name, m in modules.items() if hasattr(m, "threshold")}
-        self._synapses = synapses(net)
+        self._synapses, self._first = synapses(net), next((layer.synapse for layer in net.layers()), None)
         self.spikes = {n: torch.zeros(self.steps, dtype=torch.float64) for n in ["input", *self._neurons]}
         self._operations = {n: torch.zeros(self.steps, dtype=torch.float64) for n in self._synapses}
         self.neurons, self.multiply_adds, self.analog, self.images = {}, {}, set(), 0
@@ -317,7 +317,8 @@ class SpikeMeter:
     def _see_synapse(self, name, module, inputs, output):
         """A step's accumulate operations: dense multiply-adds x mean |input|; those of analog input count in full."""
         x, t = inputs[0], self._next(module)
-        if not self._neurons or self.net.encoder.analog and _same_memory(x, self._encoded):
+        sees_images = module is self._first or _same_memory(x, self._encoded)  # the second in a net that is no chain
+        if not self._neurons or self.net.encoder.analog and sees_images:
             self.analog.add(name)
         self.multiply_adds[name] = output[0].numel() * module.weight[0].numel()
         rates = x.new_ones(len(x)) if name in self.analog else x.abs().flatten(1).mean(1, dtype=torch.float64)

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, call
+from test_data import write_tree
 
 import analysis
 import attacks
 import test as test_script
 import train
+from image_data import CIFAR_CLASSES
 from model import LIF
 
 
@@ -120,11 +122,14 @@ def test_a_net_without_spikes_is_attacked_and_costs_multiplications(tmp_path):
         ("--figures 99", "99"),
         ("--norm_layer conv9", "--norm_layer conv9"),
         ("--corruptions .", "CIFAR-10-C"),
+        ("--out analysis.json", "--out analysis.json: it is a file, name a folder"),
     ],
 )
 def test_bad_input_is_one_sentence(trained, tmp_path, monkeypatch, flags, said):
     monkeypatch.chdir(tmp_path)
-    outcome = call(analysis.main, trained.checkpoint, flags, "--limit_test", 10, "--out", tmp_path)
+    monkeypatch.setattr(analysis.exits, "watch", None)  # nothing is tested before
+    (tmp_path / "analysis.json").touch()
+    outcome = call(analysis.main, trained.checkpoint, "--limit_test", 10, "--out", tmp_path, flags)
     assert (outcome.code, len(outcome.err)) == (2, 1)
     assert said in outcome.err[0]
 
@@ -154,11 +159,12 @@ def test_nothing_to_measure_or_draw_is_refused():
 
 
 def test_corruptions_are_tested_by_severity(tmp_path, monkeypatch, capsys):
-    sizes = "--dataset synthetic --limit_train 32 --limit_test 20 --num_epochs 1"
-    assert call(train.main, TINY, sizes, "--run_dir", tmp_path / "run").code == 0
+    write_tree(tmp_path / "data", CIFAR_CLASSES["CIFAR10"].split(), train=4, test=2, size=32)
+    sizes = f"--dataset cifar10 --data_dir {tmp_path}/data --img_size 16 --num_epochs 1"
+    outcome = call(train.main, TINY, sizes, "--run_dir", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
     monkeypatch.setattr(attacks, "PER_SEVERITY", 6)
-    size = json.loads(json.dumps(torch.load(tmp_path / "run" / "last.pth.tar")["data"]["img_size"]))
-    images = np.random.default_rng(0).integers(0, 256, (30, size, size, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
     np.save(tmp_path / "fog.npy", images)
     np.save(tmp_path / "labels.npy", np.tile(np.arange(6, dtype=np.uint8) % 10, 5))
     path = tmp_path / "run" / "last.pth.tar"

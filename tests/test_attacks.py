@@ -147,17 +147,19 @@ def test_severities_stand_one_after_the_other(cifar10c):
     assert labels.tolist() == [[0, 1, 2, 3]] * 5
 
 
-@pytest.mark.parametrize("damage", ["length", "labels", "none", "no file"])
+@pytest.mark.parametrize("damage", ["length", "labels", "classes", "none", "no file"])
 def test_another_layout_is_refused(cifar10c, damage):
     if damage == "length":
         np.save(cifar10c / "fog.npy", np.zeros((19, 8, 8, 3), np.uint8))
     elif damage == "labels":
         np.save(cifar10c / "labels.npy", np.zeros(19, np.uint8))
+    elif damage == "classes":
+        np.save(cifar10c / "labels.npy", np.full(20, 10, np.uint8))
     elif damage == "none":
         (cifar10c / "fog.npy").unlink()
     else:
         (cifar10c / "fog.npy").write_bytes(b"PK\x03\x04 no array")
-    with pytest.raises(UserError, match="must hold|cannot read"):
+    with pytest.raises(UserError, match="must hold|cannot read|classes 0 to 9"):
         attacks.corruptions(cifar10c)
 
 

@@ -61,6 +61,12 @@ def net_of(path, **settings):
     return nets.load(path / "best.pth.tar", engine="plain", **settings)
 
 
+def test_a_net_converted_by_another_seed_keeps_the_split_of_its_ann(ann, tmp_path):
+    assert converted(ann, tmp_path / "snn", "--num_steps 60 --calibration_images 32 --seed 3").code == 0
+    checkpoint = runs.load_checkpoint(tmp_path / "snn" / "best.pth.tar")
+    assert (checkpoint["config"]["seed"], nets.known_data(checkpoint)["split_seed"]) == (3, 0)
+
+
 # ---- The net without spikes ----------------------------------------------------------------------
 
 

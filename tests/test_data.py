@@ -335,6 +335,12 @@ def test_a_checkpoints_settings_need_no_training_images(tree):
 # ---- Image folders and their cache ---------------------------------------------------------------
 
 
+def test_one_class_alone_is_refused(tmp_path):
+    write_tree(tmp_path, ["cat"])
+    with pytest.raises(UserError, match="has one class alone"):
+        build_loaders(folder(tmp_path))
+
+
 def test_imagefolder_gives_the_files_pixels_and_their_folders_classes(tree):
     loaders = build_loaders(folder(tree))
     expected = [pixels(8, 8, 3, seed=i).transpose(2, 0, 1) for i in range(18)]
@@ -442,7 +448,8 @@ def test_real_jpegs_are_decoded_as_pillow_does(tmp_path):
     with tarfile.open(REAL, "r|xz") as archive:
         for member in archive:
             if member.isfile() and len(paths) < 40:
-                paths.append(tmp_path / ("train" if len(paths) < 30 else "test") / "one" / f"{len(paths):03}.jpg")
+                split, name = "train" if len(paths) < 30 else "test", "two" if len(paths) in (29, 39) else "one"
+                paths.append(tmp_path / split / name / f"{len(paths):03}.jpg")
                 paths[-1].parent.mkdir(parents=True, exist_ok=True)
                 paths[-1].write_bytes(archive.extractfile(member).read())
             elif len(paths) == 40:

@@ -252,7 +252,8 @@ def snapshot(folder):
     return {path: (path.is_dir(), path.is_file() and (stat.st_mtime_ns, stat.st_size)) for path, stat in files.items()}
 
 
-def test_a_run_folder_that_holds_a_run_is_refused_untouched(tmp_path):
+def test_a_run_folder_that_holds_a_run_is_refused_untouched(tmp_path, monkeypatch):
+    monkeypatch.setattr(train.data, "build_loaders", None)  # data may take minutes
     (tmp_path / "result.json").write_text("precious")
     before = snapshot(tmp_path)
     outcome = train_synthetic(tmp_path)
@@ -369,7 +370,7 @@ def test_the_deviation_over_draws_is_that_of_the_sample(trained, monkeypatch):
     "flags",
     [
         "--norm bn --threshold 0.5 --encoding direct --leak_mem 0.7",
-        "--norm none --spike_order fire_first --encoding poisson_binary",
+        "--norm none --spike_order fire_first --encoding poisson_binary --num_steps 9",
         "--arch vgg11 --img_size 16 --num_steps 2",
     ],
 )
@@ -620,12 +621,15 @@ BAD_INPUT = [
     ("test good.tar --steps 4", "--steps must be at most 3"),
     ("test good.tar --precise_bn 2 --image image.png", "--precise_bn takes the data set that the net was trained on"),
     ("test good.tar --precise_bn 2 --batch_size 1", "--precise_bn: there are no statistics of a batch of one image"),
+    ("test good.tar --image image.png --repeats 2", "leave it out, or --image"),
+    (f"{SYNTH} --arch fc3 --spike_order fire_first", "firing first, this net answers after 2 steps: use more"),
     (f"{SYNTH} --label_smoothing 1", "expected a number in [0, 1)"),
     (f"{SYNTH} --warmup_epochs 1.5", "--warmup_epochs 1.5 is more than the --num_epochs 1"),
     ("test good.tar --image missing.png", "cannot read image missing.png"),
     ("test good.tar --image image.png image-half.png", "cannot read image image-half.png"),
     ("early_exit good.tar --figure empty/figure.xyz", "must end in one of"),
     ("early_exit good.tar --figure missing/figure.png", "there is no such folder"),
+    ("early_exit good.tar --figure analysis.png", "its .json would replace one of a run"),
     ("early_exit good.tar --gamma_threshold 0", "expected a positive number"),
 ]
 

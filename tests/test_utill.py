@@ -236,11 +236,14 @@ def test_rates_are_spikes_over_all_steps_per_neuron_and_image():
     assert hand_made_meter().rates() == dict.fromkeys([f"conv{i}" for i in range(1, 7)], 0) | {"conv7": 0.5, "fc1": 1.5}
 
 
-def test_an_analog_input_costs_all_its_multiply_adds():
-    net = SpikingVGG("fc3", 4, in_channels=1, img_size=2, encoding="pixels")
+@pytest.mark.parametrize("engine", ["plain", "fused"])
+@pytest.mark.parametrize(("encoding", "inputs"), [("pixels", 1), ("direct", 4)])
+def test_an_analog_input_costs_all_its_multiply_adds(encoding, inputs, engine):
+    net = SpikingVGG("fc3", 4, in_channels=1, img_size=2, encoding=encoding).eval()
+    net = fused.attach(net) if engine == "fused" else net
     with utill.SpikeMeter(net) as meter, torch.no_grad():
         net(torch.full((2, 1, 2, 2), 1e-3))  # too little for a spike
-    assert meter.operations().tolist() == [256.0] * 4
+    assert meter.operations().tolist() == [256.0 * inputs] * 4
 
 
 @pytest.mark.parametrize("engine", ["plain", "fused"])
