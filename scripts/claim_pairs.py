@@ -38,6 +38,8 @@ PAIRS = [
     Pair("-", "integrating first is better than firing first", "gamma_0", "fire_first"),
     Pair("supplement B", "ternary spikes are better than binary ones", "base", "binary_T12"),
     Pair("supplement B", "direct encoding is better than Poisson spikes", "direct_T12", "base"),
+    Pair("supplement B", "ternary spikes are better than binary ones at T = 4", "T4", "binary_T4"),
+    Pair("supplement B", "direct encoding is better than Poisson spikes at T = 4", "direct_T4", "T4"),
     Pair("4.2", "one BN is better at T = 100 than at T = 10", "bn_T100", "bn_T10"),
     Pair("4.2", "the same, both with averaged statistics", "bn_T100", "bn_T10", "averaged_acc"),
     Pair("4.2", "one BN is better at T = 100 than at T = 25", "bn_T100", "bn_T25"),
