@@ -258,6 +258,7 @@ def compile_all(device):
         (torch.bfloat16, dict(T=25, B=8, H=8, W=8, C=64, pool=2)),
         (torch.bfloat16, dict(T=32, B=1, H=16, W=2, C=64, pool=2)),  # other sizes, the same kernels
         (torch.bfloat16, dict(T=4, B=1, H=4, W=4, C=64, pool=4)),
+        (torch.bfloat16, dict(T=25, B=8, H=8, W=8, C=64, pool=2, hard_reset=True)),
         (torch.float32, dict(T=1, B=1, H=1, W=1, C=1)),
         (torch.float64, dict(T=2, H=16, W=16, C=72, pool=16, fire_first=True)),
     ):
@@ -270,7 +271,7 @@ def compile_all(device):
         passes.lif_backward(x, shape, a, b, centre, membrane, grad, carry, True, False)
         passes.affine(x.clone(), x, shape, a, b, centre)
         passes.unpack(torch.empty(shape.pooled, dtype=torch.uint8), 0.25, dtype)
-    assert len(compiled) == 25
+    assert len(compiled) == 29
 
 
 CHECKS = [name for name in dir() if name.startswith("check_") and name != "check_lif"]
