@@ -9,6 +9,7 @@ It serves chains of layers (`SpikingVGG`) whose parts it knows, and whose norms 
 of model.py and baselines.py. The maths stand in engine.py; model.py knows nothing of this.
 """
 
+import contextlib
 import copy
 import copyreg
 import functools
@@ -76,9 +77,11 @@ class FusedNet:
 
     def stream(self, images, steps=None, block=None):
         """As `SpikingNet.stream`; by default a block is as many time-steps as fit into memory at once."""
-        mine, reason = vars(self)["_fused"], guard.cannot_now(images)
+        mine, reason = vars(self).get("_fused", {}), guard.cannot_now(images)
         if not reason and block and (torch.is_grad_enabled() or self.training):
             reason = "the fused engine streams block by block in eval mode and without gradients only"
+        if not reason and not mine:  # another thread copies it just now
+            reason = "it is being copied"
         if not reason and not mine["trusted"]:
             reason = why_not(self, mine["save_memory"])
         if not reason:
@@ -92,26 +95,36 @@ class FusedNet:
                 encode = functools.partial(_encoded, run, images, steps if whole else block or 1)
                 yield from _run(run, encode, self.training)
                 return
-        if reason != mine["said"] and not torch.compiler.is_compiling():
+        if reason != mine.get("said") and not torch.compiler.is_compiling():
             mine["said"] = reason
             warnings.warn(f"this net runs plain: {reason}", stacklevel=4)
         yield from super().stream(images, steps, block or 1)
 
-    def _plain(self):
-        """The plain net, of the same parts."""
-        plain = object.__new__(guard.plain_class(self))
-        vars(plain).update((key, value) for key, value in vars(self).items() if key != "_fused")
-        return plain
+    @contextlib.contextmanager
+    def _as_plain(self):
+        """A context in which it is the plain net."""
+        cls, mine = type(self), vars(self).pop("_fused")
+        self.__class__ = guard.plain_class(self)
+        try:
+            yield mine
+        finally:
+            self.__class__ = cls
+            vars(self)["_fused"] = mine
 
     def __reduce_ex__(self, protocol):
         """Pickled and saved, it is the plain net."""
-        made, arguments, *rest = self._plain().__reduce_ex__(protocol)
+        with self._as_plain():
+            made, arguments, *rest = (
+                dict(part) if part is vars(self) else part for part in self.__reduce_ex__(protocol)
+            )
         if made is copyreg.__newobj__:  # which pickle takes for the object's own class alone
             made, arguments = copyreg._reconstructor, (arguments[0], object, None)
         return made, arguments, *rest
 
     def __deepcopy__(self, memo):
-        return attached(copy.deepcopy(self._plain(), memo), vars(self)["_fused"]["save_memory"])
+        with self._as_plain() as mine:
+            copied = copy.deepcopy(self, memo)
+        return attached(copied, mine["save_memory"])
 
 
 def _encoded(run, images, block, t0, t1):

@@ -496,7 +496,7 @@ class FusedVoltages(torch.autograd.Function):
             again = [encoded] if len(blocks) > 1 else []  # is run again
             ctx.save_for_backward(*parameters, *again)  # autograd then notices if they change before the backward pass
             ctx.run, ctx.weights, ctx.readout = run, weights, readout
-            ctx.shape, ctx.dtype = encoded.shape, encoded.dtype
+            ctx.shape, ctx.dtype, ctx.alpha = encoded.shape, encoded.dtype, model.SURROGATE_ALPHA
             ctx.kept, ctx.borders, ctx.scales = kept, borders, scales
         return sum_over_time(torch.cat(currents))
 
@@ -513,6 +513,8 @@ class FusedVoltages(torch.autograd.Function):
             once = "it can run only once; fused.detach(net) makes it run plain"
             raise RuntimeError(f"the fused engine frees what it kept in the backward pass: {once}")
         kept, ctx.kept = ctx.kept, None
+        if ctx.alpha != model.SURROGATE_ALPHA:
+            raise RuntimeError("SURROGATE_ALPHA has changed since the forward pass: the fused engine took it there")
         run, blocks, parameters = ctx.run, ctx.run.blocks(), ctx.saved_tensors
         parameters, encoded = parameters[: len(ctx.needs_input_grad) - 2], parameters[-1]
         grad = sum_over_time(grad.flip(0)).flip(0).to(run.state_dtype)  # of the output's current at each step

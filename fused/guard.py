@@ -25,11 +25,11 @@ import model
 from fused import snapshot
 from fused.common import Unsupported, cache_folder
 from fused.engine import MAX_POOL, backend, shapes
-from fused.snapshot import OURS, settings_of
+from fused.snapshot import settings_of
 from model import LIF, SpikingVGG
 
 DESCRIPTION = ("batch_norms", "gamma", "affine")  # by which a norm says what it is, besides per_step
-TIME = ("stream", "output_currents", "_currents")  # in whose place the engine puts itself
+TIME = ("stream", "output_currents", "_currents", "layers", "readout")  # in whose place the engine puts itself
 TOLERANCE = 1e-9
 ALIKE = 64  # time-steps of a proof where none has a norm of its own: a converted net may have thousands
 WORK = 1e9  # multiply-adds of one forward pass of a proof: of seconds in all
@@ -162,7 +162,13 @@ def _plain_weight(module):
 def _describes_itself(norm):
     """Whether a norm of our own files says what it is. Those of other files run plain: they may read anything."""
     said = all(hasattr(norm, name) for name in (*DESCRIPTION, "per_step", "gamma_per_step"))
-    return said and type(norm).__module__ in OURS
+    return said and _is_ours(norm) and not norm._buffers
+
+
+def _is_ours(module):
+    """Whether its class is one of model.py or baselines.py, of which there is a snapshot."""
+    kind = type(module)
+    return any(vars(file).get(kind.__name__) is kind for file in (model, baselines))
 
 
 NEURON_CODE = ("forward", "__call__", "_call_impl", "__getattr__", "__getattribute__", "train")
@@ -201,14 +207,14 @@ def _knows_batch_norms(norms, beta, synapse):
 def _knows_neuron(lif):
     """Whether a neuron goes through time by LIF's own code, its leak and threshold are numbers, and a class of our own
     files says how a step goes."""
-    ours = next((c for c in type(lif).__mro__ if c.__module__ in OURS), nn.Module)
-    for owner, names in ((LIF, NEURON_CODE), (ours, ("step", "fire"))):
-        if any(inspect.getattr_static(type(lif), n, None) is not inspect.getattr_static(owner, n, None) for n in names):
-            return False
+    if not _is_ours(lif) or lif._buffers or lif._modules:
+        return False
+    if any(inspect.getattr_static(type(lif), n, None) is not inspect.getattr_static(LIF, n, None) for n in NEURON_CODE):
+        return False
     if any(hasattr(type(lif), name) for name in ("leak", "threshold", "spike_order", "delay", "alpha")):  # may be code
         return False
     constants = [*map(vars(lif).get, ("leak", "threshold")), vars(lif).get("alpha", model.SURROGATE_ALPHA)]
-    numbers = all(isinstance(x, (int, float)) and 0 < x < float("inf") for x in constants)
+    numbers = all(type(x) in (int, float) and 0 < x < float("inf") for x in constants)
     known = numbers and type(inspect.getattr_static(lif, "hard_reset", False)) is bool
     return known and not lif._parameters and lif.delay == (lif.spike_order == LIF.ORDERS[1])
 
@@ -286,12 +292,13 @@ def _kind(net):
     Raises `Unsupported` where one of them holds what may change unseen.
     """
     parts = (
-        (type(norm), settings_of(norm), type(lif), settings_of(lif, ("leak", "threshold")), type(pool), type(synapse),
+        (type(norm), settings_of(norm), type(lif), settings_of(lif), type(pool), type(synapse),
          *(getattr(part, "kernel_size", None) for part in (pool, synapse)))
         for _, synapse, norm, lif, pool in net.layers()
     )  # fmt: skip
-    alphas = model.SURROGATE_ALPHA, baselines.SURROGATE_ALPHA
-    return net.readout.weight.device.type, net.num_steps, alphas, tuple(part for part, _ in itertools.groupby(parts))
+    alphas = snapshot.fixed("SURROGATE_ALPHA", (model.SURROGATE_ALPHA, baselines.SURROGATE_ALPHA))
+    where = net.readout.weight.device.type, net.num_steps, tuple(net.encoder.input_shape)
+    return *where, alphas, tuple(part for part, _ in itertools.groupby(parts))
 
 
 def _mark(kind):

@@ -22,16 +22,20 @@ OURS = ("model", "baselines")
 TABLES = ("ARCHS", "NORMS", "ENCODERS")  # to which rows are added; a net is made by then
 LIVE = ("SURROGATE_ALPHA",)  # which the engine reads at each call
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device)
-BUILT_IN = (types.BuiltinFunctionType, types.GetSetDescriptorType, types.MemberDescriptorType)
+BUILT_IN = (types.GetSetDescriptorType, types.MemberDescriptorType, types.MethodDescriptorType)
 TORCHS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Identity)
 TORCH_CODE = [(nn.Module, "_call_impl"), (nn.Conv2d, "_conv_forward")]
 TORCH_CODE += [(kind, name) for kind in TORCHS for name in ("forward", "__call__", "_check_input_dim")]
 TORCH_CODE += [(F, name) for name in ("conv2d", "linear", "batch_norm", "avg_pool2d", "adaptive_avg_pool2d")]
-TORCH_CODE += [(torch, name) for name in ("stack", "zeros_like", "promote_types")]
+TORCH_CODE += [(torch, name) for name in ("stack", "cat", "zeros_like", "promote_types", "batch_norm")]
+TORCH_CODE += [(torch.Tensor, name) for name in ("abs", "clamp", "detach", "to")]
+OF_FILES = {"__file__", "__cached__", "__builtins__", "__annotations__", "__annotate__", "__conditional_annotations__"}
+OF_FILES |= vars(types.ModuleType("m")).keys()  # what every module has
 FILES = tuple(module.__file__ for module in (model, baselines, encoders))
 FOLDERS = (f"{Path(torch.__file__).parent}/", f"{sysconfig.get_path('stdlib')}/")
 PACKAGES = {"torch", "numpy", "math", "encoders", *OURS, *sys.stdlib_module_names}
 OF_MODULES = vars(nn.Module()).keys()
+OF_CLASSES = {*vars(types.new_class("C")), "__annotations__", "__annotate_func__", "__annotations_cache__", "__init__"}
 CODE_KEYS = ["co_code", "co_consts", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_flags"]
 CODE_KEYS += ["co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_exceptiontable"]
 
@@ -42,42 +46,49 @@ def code():
     Raises `Unsupported` where something of another file is called, or something is read that may change unseen.
     """
     read = {f"{owner.__name__}.{name}": getattr(owner, name) for owner, name in TORCH_CODE if hasattr(owner, name)}
-    for module in (model, baselines):
+    for module in (model, baselines, encoders):
         for name, value in vars(module).items():
-            if not name.startswith("__") and name not in (*TABLES, *LIVE):
+            if name not in (*OF_FILES, *TABLES, *LIVE):
                 read[f"{module.__name__}.{name}"] = value
-                if getattr(value, "__module__", None) == module.__name__ and isinstance(value, type):
-                    read |= {f"{name}.{key}": v for key, v in _read(value)}
-    return {name: _fixed(name, value) for name, value in read.items()}
+                read |= _read(name, value, module.__name__)
+    return {name: fixed(name, value) for name, value in read.items()}
 
 
-def settings_of(module, but=()):
+def settings_of(module):
     """What a module holds besides parameters, buffers and modules, by which its code may go, as a hashable value.
 
-    but: names that are left out. Raises `Unsupported` as `code`.
+    Raises `Unsupported` as `code`.
     """
-    return tuple((k, _fixed(k, v)) for k, v in sorted(vars(module).items()) if k not in OF_MODULES and k not in but)
+    return tuple((name, fixed(name, v)) for name, v in sorted(vars(module).items()) if name not in OF_MODULES)
 
 
-def _read(kind):
-    """Names and values in a class that its code may read. `__init__` has run, and does not count."""
-    for name, value in vars(kind).items() if not issubclass(kind, tuple) else ():
-        if name != "__init__" and (isinstance(value, types.FunctionType) or not name.startswith("__")):
-            yield name, value
+def _read(name, kind, home):
+    """{name: value} of what the code of a class of that module may read. `__init__` has run, and does not count."""
+    if not isinstance(kind, type) or kind.__module__ != home or issubclass(kind, tuple):
+        return {}
+    found = {f"{name}.__bases__": kind.__bases__}
+    for key, value in vars(kind).items():
+        if key not in OF_CLASSES:
+            found |= {f"{name}.{key}": value} | _read(f"{name}.{key}", value, home)
+    return found
 
 
-def _fixed(name, value):
+def fixed(name, value):
     """A value that equals another one only if code that reads them does the same."""
-    value = getattr(value, "__func__", value)  # of a static or class method
+    if isinstance(value, (staticmethod, classmethod)):
+        value = value.__func__
     if type(value) in PLAIN:
         return type(value), value
     if type(value) in (tuple, frozenset):
-        return type(value), *(_fixed(name, v) for v in value)
-    if isinstance(value, property):
-        return tuple(_fixed(name, v) for v in (value.fget, value.fset))
-    if isinstance(value, functools.partial):
-        return _fixed(name, (value.func, value.args, *value.keywords.items()))
-    if not isinstance(value, (type, types.ModuleType, types.FunctionType, *BUILT_IN)):
+        return type(value), *(fixed(name, v) for v in value)
+    if type(value) is property:
+        return tuple(fixed(name, v) for v in (value.fget, value.fset))
+    if type(value) is functools.partial and not vars(value):
+        return fixed(name, (value.func, value.args, *value.keywords.items()))
+    if isinstance(value, BUILT_IN):
+        return value
+    of_module = isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, types.ModuleType | None)
+    if not of_module and not isinstance(value, (type, types.ModuleType, types.FunctionType)):
         raise Unsupported(f"{name} is a {type(value).__name__}, which may change unseen")
     home, its_code = getattr(value, "__module__", None) or value.__name__, getattr(value, "__code__", None)
     of_file = not its_code or its_code.co_filename in FILES or its_code.co_filename.startswith(FOLDERS)
@@ -85,9 +96,9 @@ def _fixed(name, value):
         raise Unsupported(f"{name} is of another file")
     if not its_code:
         return value
-    read = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
+    read = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *vars(value).items())
     read += tuple(cell.cell_contents for cell in value.__closure__ or ())
-    return value, its_code, _fixed(name, read)
+    return value, its_code, fixed(name, read)
 
 
 def text(value):

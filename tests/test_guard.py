@@ -18,9 +18,11 @@ from test_changes import IMAGES, LABELS, assert_same, one_process, two_steps
 from test_fused import make_net, tiny_archs  # noqa: F401 (a fixture)
 from torch.nn.utils import parametrizations
 
+import baselines
+import encoders
 import fused
 import model
-from baselines import PLIF, LearntLIF, TdBN
+from baselines import PLIF, HardReset, LearntLIF, TdBN
 from encoders import DirectEncoder
 from fused import guard, snapshot
 from model import LIF, SpikingVGG
@@ -433,7 +435,7 @@ def test_a_remembered_proof_is_of_one_t_one_alpha_and_one_code(monkeypatch):
     shipped = guard._mark(guard._kind(make_net()))
     assert guard._mark(guard._kind(make_net())) == shipped is not None
     assert guard._mark(guard._kind(make_net(T=5))) != shipped
-    for name, value in (("code", guard.CODE | {"LIF.fire": snapshot._fixed("", LIF.step)}), ("alpha", 0.7)):
+    for name, value in (("code", guard.CODE | {"LIF.fire": snapshot.fixed("", LIF.step)}), ("alpha", 0.7)):
         with monkeypatch.context() as patch:
             patch.setattr(guard, "CODE", value) if name == "code" else patch.setattr(model, "SURROGATE_ALPHA", value)
             assert guard._mark(guard._kind(make_net())) != shipped
@@ -581,3 +583,75 @@ def test_a_hook_that_looks_may_remove_itself():
     net.conv1.register_forward_hook(other)
     net(IMAGES)
     assert seen[:3] == [net.conv1] * 3
+
+
+def test_a_net_that_is_just_being_copied_runs_plain():
+    net = fused.attach(make_net())
+    mine = vars(net).pop("_fused")
+    with pytest.warns(UserWarning, match="runs plain: it is being copied"):
+        net(IMAGES)
+    vars(net)["_fused"] = mine
+
+
+# ---- Found by a third attack -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", [LIF, HardReset])
+def test_a_neuron_of_another_file_runs_plain_whatever_it_inherits(base):
+    kind = type("Mine", (base,), {"hard_reset": base is LIF, "__module__": "baselines"})
+    assert fused.why_not(make_net(neuron=kind)) == "the fused engine does not know the neuron Mine"
+
+
+def test_a_surrogate_that_changes_before_the_backward_pass_is_an_error(monkeypatch):
+    loss = fused.attach(make_net())(IMAGES).square().sum()
+    monkeypatch.setattr(model, "SURROGATE_ALPHA", 0.9)
+    with pytest.raises(RuntimeError, match="SURROGATE_ALPHA has changed since the forward pass"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("value", [torch.tensor(0.3), [0.3]], ids=["tensor", "list"])
+def test_a_surrogate_s_height_that_may_change_unseen_runs_plain(value, monkeypatch):
+    monkeypatch.setattr(baselines, "SURROGATE_ALPHA", value)
+    assert fused.why_not(make_net()).endswith("which may change unseen")
+
+
+def test_a_leak_that_is_no_plain_number_runs_plain():
+    net = make_net()
+    net.lif_conv1.leak = type("Halved", (float,), {"__mul__": lambda self, other: 0.5 * other})(0.9)
+    assert fused.why_not(net) == "the fused engine does not know the neuron LIF with parameters"
+
+
+@pytest.mark.parametrize("where", ["norm", "neuron", "child of the neuron"])
+def test_what_a_part_holds_besides_its_own_runs_plain(where):
+    net = make_net()
+    if where == "child of the neuron":
+        net.lif_conv1.after = nn.Identity()
+    else:
+        part = net.bntt1 if where == "norm" else net.lif_conv1
+        part.register_buffer("on", torch.zeros((), dtype=torch.bool))
+    assert fused.why_not(net).startswith("the fused engine does not know the n")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        (model, "__gain__", 2.0),
+        (LIF, "__gain__", 2.0),
+        (LIF, "Inner", type("Inner", (), {"__module__": "model", "gain": 2.0})),
+        (LIF.fire, "gain", 2.0),
+        (model, "tau", 2.0),
+        (model, "read", io.BytesIO().read),
+        (model, "copied", {}.copy),
+        (encoders, "GAIN", 2.0),
+        (torch, "cat", torch.stack),
+    ],
+    ids=["dunder", "dunder of a class", "nested class", "of a function", "tau", "method", "builtin", "encoders", "cat"],
+)
+def test_whatever_code_may_read_is_in_the_snapshot(owner, name, value, monkeypatch):
+    monkeypatch.setattr(owner, name, value, raising=False)
+    assert fused.why_not(make_net()).startswith("the fused engine does not fit this net")
+
+
+def test_a_proof_is_of_one_size_of_image_leak_and_threshold():
+    kinds = [guard._kind(make_net(**options)) for options in ({}, {"img_size": 16}, {"leak_mem": 1}, {"threshold": 2})]
+    assert len({*kinds}) == 4
