@@ -50,7 +50,8 @@ averaged() { # accuracy with statistics averaged over 50 training batches, all t
     for seed in $seeds; do
         folder=$results/$1/seed$seed
         [ -f "$folder/averaged.json" ] || [ ! -f "$folder/best.pth.tar" ] || {
-            python test.py "$folder/best.pth.tar" --precise_bn 50 --out "$folder/averaged.json"
+            python test.py "$folder/best.pth.tar" --precise_bn 50 --out "$folder/averaged.json" \
+                $(sed -n 's/^limit_test: \([0-9]*\)$/--limit_test \1/p' "$folder/config.yaml") # the images of result.json
         }
     done
 }
