@@ -17,7 +17,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -253,11 +252,6 @@ def layer_table(name, result):
     for row in result["layers"]:
         cells = [f"{row['ms'].get(k, 0):.2f} ({row['bytes_ms'].get(k, 0):.2f})" for k in heads]
         lines.append(f"| {row['name']} | {' | '.join(cells)} | {row['gflop']:.1f} | {row['floor_ms']:.2f} |")
-    lines += ["", "| first convolution | ms |", "| --- | --- |"]
-    lines += [f"| {key} | {ms:.3f} |" for key, ms in result["first_layer_ms"].items()]
-    if "sweep" in result:
-        lines += ["", f"| sizes of lif_backward, {result['sweep_of']} | ms |", "| --- | --- |"]
-        lines += [f"| {key} | {ms:.3f} |" for key, ms in result["sweep"].items()]
     return lines
 
 
@@ -456,7 +450,7 @@ def traffic(shape, fan_in, inputs, size, first):
 
 
 def profile(dtype):
-    """Time of each pass of each layer in a training step, beside what it needs at least; of a step; of some sizes."""
+    """Time of each pass of each layer in a training step, beside what it needs at least; and of a whole step."""
     import torch
     from benchmark import Process
 
@@ -471,9 +465,6 @@ def profile(dtype):
     step_ms = {"eager": step(process)}
     peak = 0 if TOY else torch.cuda.max_memory_allocated() / 1e6
     layers = timed_layers(process, engine)
-    torch.backends.cudnn.benchmark = True  # does cuDNN choose better when it may measure?
-    step_ms["eager, cudnn.benchmark"] = step(process)
-    torch.backends.cudnn.benchmark = False
     if dtype == "bf16" and not TOY:
         step_ms["graph"] = step(Process(spec | {"contender": f"{name}-graph"}))
     net, item = process.net, 2 if dtype == "bf16" else 4
@@ -486,10 +477,8 @@ def profile(dtype):
         row = {"name": layer.name, "ms": layers[i], "bytes_ms": bytes_ms, "bytes": moved, "gflop": operations / 1e9}
         rows.append(row | {"floor_ms": floor, "flop_ms": operations / ceilings["tflop_s"] / 1e9})
     bytes_ms, flop_ms = sum(sum(row["bytes_ms"].values()) for row in rows), sum(row["flop_ms"] for row in rows)
-    del process, net
-    result = {"step_ms": step_ms, "floor_ms": [max(bytes_ms, flop_ms), bytes_ms + flop_ms], "layers": rows}
-    result |= {"peak_mb": peak, "first_layer_ms": first_layer(batch, T, size, dtype)}
-    return result | (sweep(batch, T, size) if dtype == "bf16" else {})
+    floor_ms = [max(bytes_ms, flop_ms), bytes_ms + flop_ms]
+    return {"step_ms": step_ms, "floor_ms": floor_ms, "layers": rows, "peak_mb": peak}
 
 
 def step(process):
@@ -543,56 +532,6 @@ def timed_layers(process, engine):
         if layer < len(layers):
             layers[layer][name] = layers[layer].get(name, 0) + clock.ms()
     return layers
-
-
-def first_layer(batch, T, size, dtype):
-    """The first convolution and its weight gradient with 3 input channels, padded to 8, and as products by columns."""
-    import torch
-    import torch.nn.functional as F
-
-    from fused import engine
-
-    kind, times = torch.bfloat16 if dtype == "bf16" else torch.float32, {}
-    for channels in (3, 8):
-        sizes = (T * batch, channels, size, size), (64, channels, 3, 3)
-        x, w = (torch.randn(s, device=DEVICE, dtype=kind).to(memory_format=torch.channels_last) for s in sizes)
-        g = F.conv2d(x, w, padding=1)
-        times[f"forward, {channels} channels"] = milliseconds(partial(F.conv2d, x, w, padding=1))
-        backward = (g, x, w, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False])
-        times[f"weight gradient, {channels} channels"] = milliseconds(
-            partial(torch.ops.aten.convolution_backward, *backward)
-        )
-    layer = SimpleNamespace(synapse=torch.nn.Conv2d(3, 64, 3, padding=1))
-    make = partial(engine.Run.columns, SimpleNamespace(layers=[layer]))
-    images = torch.randn(T, batch, 3, size, size, device=DEVICE, dtype=kind)
-    x, w = make(images), torch.randn(64, engine.COLUMNS, device=DEVICE, dtype=kind)
-    g = F.linear(x, w)
-    times["columns made"] = milliseconds(lambda: make(images))
-    times["forward, columns"] = milliseconds(lambda: F.linear(x, w))
-    flat, each = [v.flatten(0, 3) for v in (g, x)], [v.flatten(2, 3).flatten(0, 1) for v in (g, x)]
-    times["weight gradient, columns, one product"] = milliseconds(lambda: flat[0].t() @ flat[1])
-    times["weight gradient, columns, image by image"] = milliseconds(lambda: torch.bmm(each[0].mT, each[1]).sum(0))
-    return times
-
-
-def sweep(batch, T, size):
-    """Time of lif_backward on the second layer for some sizes of tiles, programs and chunks."""
-    import torch
-
-    from fused import Shape
-
-    kind, channels = torch.bfloat16, 8 if TOY else 64
-    shape = Shape(T, batch, size, size, channels, 2, False, False, 0.95, 1.0, 0.3)
-    a = torch.rand(T, channels, device=DEVICE) + 0.5
-    x, grad = torch.randn(shape.full, device=DEVICE, dtype=kind), torch.randn(shape.pooled, device=DEVICE, dtype=kind)
-    found, processors = {}, 1 if TOY else torch.cuda.get_device_properties(0).multi_processor_count
-    for tile in (128,) if TOY else (1024, 2048, 4096):
-        for chunk in (2, 4) if TOY else (8, 32):
-            for each in (2,) if TOY else (2, 4):
-                work = passes(tile_back=tile, chunk=chunk, programs=each * processors).lif_backward
-                key = f"tile {tile}, chunk {chunk}, {each} programs a multiprocessor"
-                found[key] = milliseconds(lambda: work(x, shape, a, a, a, None, grad, None, False, True))  # noqa: B023
-    return {"sweep_of": "x".join(map(str, shape.full)), "sweep": found}
 
 
 def toy_data():
