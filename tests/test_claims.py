@@ -261,21 +261,29 @@ def test_folding_makes_four_lines(place):
     assert [row[3:] for row in rows] == [["1", fails], ["1", fails], [images, fails], [images, OPEN]]
 
 
+def robustness(place, name, clean, noise=(), fgsm=()):
+    """What scripts/robustness.sh leaves of a net. fgsm: {eps of 255: accuracies by width, None: right under each}."""
+    (place.results / "robustness" / name).mkdir(parents=True)
+    attack = [
+        {"kind": "fgsm", "eps": eps / 255, "steps": 1, "count": 100, "width": width, "acc": acc}
+        for eps, widths in dict(fgsm).items()
+        for width, acc in widths.items()
+    ]
+    result = dict.fromkeys(records.KEYS) | {"version": records.VERSION, "attack": attack}
+    result |= {"accuracy": [50.0, clean], "data": {"count": 1000}}
+    result["noise"] = [{"sigma": sigma, "acc": acc, "count": 1000} for sigma, acc in dict(noise).items()]
+    (place.results / "robustness" / name / "analysis.json").write_text(json.dumps(result))
+
+
 def test_robustness_is_told_of_the_worst_attack_and_judged_beside_the_net_without_spikes(place):
-    for name, acc in (("bntt_T25", 40.0), ("ann", 10.0)):
-        (place.results / "robustness" / name).mkdir(parents=True)
-        attack = {"kind": "fgsm", "eps": 8 / 255, "steps": 1, "count": 100}
-        attack = [attack | {"acc": acc + more, "width": width} for more, width in ((5.0, 1), (0.0, None), (8.0, 2))]
-        result = dict.fromkeys(records.KEYS) | {"version": records.VERSION, "attack": attack}
-        result |= {"accuracy": [50.0, 90.0], "data": {"count": 1000}}
-        result["noise"] = [{"sigma": 0.1, "acc": acc, "count": 1000}] if name == "ann" else None
-        (place.results / "robustness" / name / "analysis.json").write_text(json.dumps(result))
+    robustness(place, "bntt_T25", 90.0, fgsm={8: {1: 45.0, None: 40.0, 2: 48.0}})
+    robustness(place, "ann", 90.0, {0.1: 10.0}, {8: {1: 15.0, None: 10.0, 2: 18.0}})
     (row,) = (row for row in place.rows() if row[0] == "4.7")
     low = 30 - math.hypot(40 - wilson(40, 100)[0], wilson(10, 100)[1] - 10)  # Newcombe's
     high = 30 + math.hypot(wilson(40, 100)[1] - 40, 10 - wilson(10, 100)[0])
     assert row[1:3] == [
-        "BNTT, 25 Poisson steps, is more robust than no spikes: FGSM, 8/255",
-        f"[bntt_T25 - ann](claims/robustness.md): +30.00 ({low:+.2f} to {high:+.2f})",
+        "BNTT, 25 Poisson steps, is more robust than no spikes: FGSM",
+        f"[bntt_T25 - ann](claims/robustness.md) 8/255: +30.00 ({low:+.2f} to {high:+.2f}); as they are: +0.00",
     ]
     assert row[3:] == ["one pair of nets, 100 images", "holds, in one pair of nets"]
     assert place.rows("claims/robustness.md", "images") == [
@@ -283,6 +291,22 @@ def test_robustness_is_told_of_the_worst_attack_and_judged_beside_the_net_withou
         ["noise, sigma 0.1", "10.0 (n = 1,000)", "-"],
         ["FGSM, 8/255", "10.0 (n = 100)", "40.0 (n = 100)"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("clean", "noise", "answer"),
+    [
+        (90.0, {0.1: 40.0, 0.2: 30.0}, "holds, in one pair of nets"),
+        (90.0, {0.1: 40.0, 0.2: 21.0}, OPEN),  # at one strength it cannot be told
+        (90.0, {0.1: 10.0, 0.2: 10.0}, "does not hold, in one pair of nets"),
+        (94.0, {0.1: 40.0, 0.2: 30.0}, OPEN),  # more accurate before any noise
+    ],
+)
+def test_robustness_holds_at_every_strength_between_nets_that_are_equally_accurate(clean, noise, answer, place):
+    robustness(place, "base_3_16", clean, noise)
+    robustness(place, "none_16", 90.0, {0.1: 20.0, 0.2: 20.0})
+    (row,) = (row for row in place.rows() if row[0] == "4.7")
+    assert row[4] == answer
 
 
 # ---- Gammas --------------------------------------------------------------------------------------

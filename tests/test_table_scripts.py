@@ -431,10 +431,14 @@ def test_robustness_measures_the_nets_that_are_there_and_not_again(place):
     ann = place.results / "cifar10_vgg9_ann" / "seed0" / "best.pth.tar"
     ann.parent.mkdir(parents=True)
     ann.write_text("weights")
+    for seed in (1, 2):
+        base = place.results / "claims" / "base" / f"seed{seed}" / "best.pth.tar"
+        base.parent.mkdir(parents=True)
+        base.write_text("weights")
     assert place.run("robustness", tiny="").code == 0
     measured = [argv[1].split("/")[-2] for argv in place.commands() if argv[0] == "analysis.py"]
     shipped = ["bntt_T25"] if (ROOT / "weights" / "cifar10_vgg9_T25.pth").exists() else []
-    assert measured == [*shipped, "ann"]
+    assert measured == [*shipped, "ann", "base_16"]
     assert not list(place.results.glob("claims/robustness/*/*.pth"))
     assert place.run("robustness", "--budget", "mini").code == 2
 
