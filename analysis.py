@@ -51,6 +51,8 @@ def parse_args(argv=None, path=None):
     add("--surrogate_width", default=[1.0], nargs="+", type=arguments.positive_float, metavar="W",
         help="widths of the attack's surrogate: with several, the worst counts")  # fmt: skip
     add("--attack_images", default=ATTACK_IMAGES, type=arguments.positive_int, help="of the test set")
+    for flag in ("--draws", "--surrogate_width", "--attack_images"):
+        parser.needs[flag] = (lambda args: args.fgsm or args.pgd, "an attack (--fgsm, --pgd)")
     add("--corruptions", default=None, type=arguments.path, metavar="DIR", help="CIFAR-10-C as published")
     add = parser.add_argument_group("drawing").add_argument
     add("--from", dest="files", default=[], nargs="+", type=arguments.path, metavar="JSON", help="analysis.json files")

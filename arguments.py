@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import sys
 from pathlib import Path
 
 import yaml
@@ -54,6 +55,7 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False, **options)
         self.datasets = {}  # set by `add_data_arguments`
         self.fill = lambda args: None  # set by nets.add_net_arguments
+        self.needs = {}
 
     def parse_args(self, argv=None):
         """Parse argv; what is None because it depends on the net or the data set is filled in."""
@@ -67,6 +69,16 @@ class ArgumentParser(argparse.ArgumentParser):
         elif row and args.encoding is None:
             args.encoding = row.encoding
         return args
+
+    def refuse_idle(self, args, argv=None):
+        """UserError where the command line names a flag of self.needs, {flag: (acts(args), words)}, that does not act.
+
+        Such a flag of a config file stays: it may be for another row of a table, or be in a run's own config.yaml.
+        """
+        typed = {word.split("=")[0] for word in (sys.argv[1:] if argv is None else argv)}
+        for flag, (acts, words) in self.needs.items():
+            if flag in typed and not acts(args):
+                raise UserError(f"{flag} does nothing without {words}: leave it out")
 
     def error(self, message):
         raise UserError(f"{message} (--help lists every flag)")
@@ -124,6 +136,11 @@ def add_data_arguments(parser, datasets):
     add("--bin_ms", default=5.0, type=positive_float, help="length of a frame for --split_by duration")
     part = "dvs_cifar10, test part: a random tenth of each class, or its first 100"
     add("--dvs_split", default="random", choices=["random", "first100"], help=part)
+    parser.needs |= {
+        "--split_by": (lambda args: datasets[args.dataset].encoding == "frames", "event data"),
+        "--bin_ms": (lambda args: args.split_by == "duration", "--split_by duration"),
+        "--dvs_split": (lambda args: args.dataset == "dvs_cifar10", "--dataset dvs_cifar10"),
+    }
     return group
 
 
@@ -163,4 +180,6 @@ def parse_with_config(parser, argv=None):
             if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
                 raise ValueError("it must be a list of `flag: value` lines")
         parser.apply_config(values, file)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    parser.refuse_idle(args, argv)
+    return args

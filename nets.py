@@ -168,6 +168,7 @@ def parse_with_checkpoint(parser, argv=None, path=None):
     apply_settings(parser, path, checkpoint)
     if "config" in checkpoint:
         args = parser.parse_args(argv)
+        parser.refuse_idle(args, argv)
         trained = checkpoint["config"]
         # with another split or statistics, what it trained on would be tested; another arch or norm has other weights
         for key in ("arch", "norm", "dvs_split", "norm_stats"):
@@ -184,6 +185,7 @@ def parse_with_checkpoint(parser, argv=None, path=None):
     args = parser.parse_args(argv)
     if missing := [f"--{key}" for key in ("arch", "dataset", *UNSAID) if getattr(args, key) is None]:
         raise UserError(f"{path} does not say its settings: pass {' '.join(missing)}")
+    parser.refuse_idle(args, argv)
     return args, checkpoint
 
 

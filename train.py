@@ -81,10 +81,13 @@ def parse_args(argv=None):
     add("--save_every", default=None, type=positive_int, metavar="STEPS", help=every)
     same = "the same bits in every run on a GPU, at some cost (a CPU gives them anyway)"
     add("--deterministic", action="store_true", help=same)
+    parser.needs |= {
+        "--momentum": (lambda args: args.optimizer == "sgd", "--optimizer sgd"),
+        "--best_by": (lambda args: args.val_fraction, "images held out (--val_fraction)"),
+        "--precise_bn": (lambda args: args.norm not in nets.WITHOUT_STATISTICS, "a norm that has running statistics"),
+    }
     args = arguments.parse_with_config(parser, argv)
     if args.norm in nets.WITHOUT_STATISTICS:
-        if any(word.startswith("--precise_bn") for word in (sys.argv[1:] if argv is None else argv)):
-            raise UserError(f"--precise_bn: a net with --norm {args.norm} has no running statistics: leave it out")
         args.precise_bn = None  # of configs that ask for it, the rows without are trained too
     if args.warmup_epochs > args.num_epochs:
         raise UserError(f"--warmup_epochs {args.warmup_epochs:g} is more than the --num_epochs {args.num_epochs}")

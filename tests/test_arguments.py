@@ -1,5 +1,6 @@
 """arguments.py: flags, config files and errors, through the parsers of the three scripts."""
 
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -114,10 +115,28 @@ def test_config_values_as_people_write_them(tmp_path, text, key, value):
     assert type(parsed) is type(value)
 
 
+@pytest.mark.parametrize(
+    ("flags", "without"),
+    [
+        ("--optimizer adam --momentum 0.8", "--optimizer sgd"),
+        ("--best_by val", "images held out"),
+        ("--split_by number", "event data"),
+        ("--dataset nmnist --bin_ms=2", "--split_by duration"),
+        ("--dataset nmnist --dvs_split first100", "--dataset dvs_cifar10"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused_but_not_in_a_config(flags, without, tmp_path):
+    *others, flag = re.split(" (?=--)", flags)
+    with pytest.raises(UserError, match=f"{re.split('[ =]', flag)[0]} does nothing without {without}"):
+        train.parse_args(flags.split())
+    config = config_file(tmp_path, flag.removeprefix("--").replace("=", " ").replace(" ", ": ") + "\n")
+    train.parse_args([*" ".join(others).split(), "--config", config])
+
+
 def test_averaged_statistics_of_a_norm_without_any_are_asked_for_by_a_config_alone(tmp_path):
     config = config_file(tmp_path, "precise_bn: 50\n")
     assert train.parse_args(["--config", config, "--norm", "none"]).precise_bn is None
-    with pytest.raises(UserError, match="a net with --norm none has no running statistics"):
+    with pytest.raises(UserError, match="--precise_bn does nothing without a norm that has running statistics"):
         train.parse_args(["--norm", "none", "--precise_bn", "50"])
 
 

@@ -572,11 +572,11 @@ def test_a_recording_that_changed_is_read_again(nmnist):
 
 def test_other_settings_are_another_cache(nmnist):
     recording = noise(50, 34, seed=3)
-    for more in ([], ["--num_steps", 3], ["--img_size", 17], ["--split_by", "number"]):
-        for bin_ms in (20.0, 50.0):
-            args = settings("nmnist", nmnist, *(more or ["--split_by", "duration"]), "--bin_ms", bin_ms)
-            expected = frames(recording, args.num_steps, 34, args.img_size or 34, args.split_by, bin_ms)
-            assert np.array_equal(DATASETS["nmnist"].load(args, False).test.images[3], expected)
+    bins = [["--split_by", "duration", "--bin_ms", ms] for ms in (20.0, 50.0)]
+    for more in ([], ["--num_steps", 3], ["--img_size", 17], ["--split_by", "number"], *bins):
+        args = settings("nmnist", nmnist, *more)
+        expected = frames(recording, args.num_steps, 34, args.img_size or 34, args.split_by, args.bin_ms)
+        assert np.array_equal(DATASETS["nmnist"].load(args, False).test.images[3], expected)
 
 
 def test_a_cache_of_an_older_version_is_made_anew(nmnist, monkeypatch):

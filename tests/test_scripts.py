@@ -163,7 +163,8 @@ def test_losses_are_printed_as_often_as_asked(tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_the_optimizer_is_the_one_asked_for(optimizer):
-    args = train.parse_args(["--optimizer", optimizer, "--weight_decay", "0.01", "--lr", "0.2", "--momentum", "0.8"])
+    momentum = ["--momentum", "0.8"] if optimizer == "sgd" else []
+    args = train.parse_args(["--optimizer", optimizer, "--weight_decay", "0.01", "--lr", "0.2", *momentum])
     built = train.build_optimizer(torch.nn.Linear(1, 1), args)
     group = built.param_groups[0]
     assert type(built).__name__.lower() == optimizer

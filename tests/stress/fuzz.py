@@ -394,7 +394,7 @@ def of_files(dataset, options, whole):
     return strategy
 
 
-SPLITS = [f"--split_by {how} --bin_ms {ms}".split() for how in ("number", "duration") for ms in ("1e-300", "1e300")]
+SPLITS = [["--split_by", "number"], *(f"--split_by duration --bin_ms {ms}".split() for ms in ("1e-300", "1e300"))]
 KINDS = {
     "flags": flags,
     "config": config,
