@@ -137,6 +137,7 @@ def add_data_arguments(parser, datasets):
     part = "dvs_cifar10, test part: a random tenth of each class, or its first 100"
     add("--dvs_split", default="random", choices=["random", "first100"], help=part)
     parser.needs |= {
+        "--norm_stats": (lambda args: args.encoding != "poisson_binary", "an encoding of normalised images"),
         "--split_by": (lambda args: datasets[args.dataset].encoding == "frames", "event data"),
         "--bin_ms": (lambda args: args.split_by == "duration", "--split_by duration"),
         "--dvs_split": (lambda args: args.dataset == "dvs_cifar10", "--dataset dvs_cifar10"),

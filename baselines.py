@@ -164,6 +164,7 @@ class PLIF(LIF):
     """LIF whose leak is learnt, one for a layer: leak = sigmoid(w) (Fang et al., ICCV 2021, eq. 8).
 
     leak: at the start, in (0, 1). Unlike there the current is not multiplied by 1 - leak, which a gamma would undo.
+    Weight decay draws w to 0, so the leak to 0.5: without a gradient, from 0.95 to 0.53 in the published 100 epochs.
     """
 
     def __init__(self, leak, threshold=1.0, spike_order="integrate_first"):

@@ -262,7 +262,7 @@ def main(argv=None):
     config = checkpoint["config"] | vars(snn_flags) | {key: getattr(args, key) for key in told}
     config |= {"converted_from": config.pop("checkpoint"), "split_seed": known["split_seed"]}
     environment = runs.environment(device, argv, engine=engine, amp=flags.amp, data=loaders.record)
-    made = {"state_dict": state, "config": config, "data": known["facts"]._asdict()}
+    made = {"state_dict": state, "config": config, "data": known["facts"]._asdict(), "held_out": loaders.held}
     with runs.run_folder(args.out, args.overwrite) as (folder, _):
         runs.save_checkpoint(folder / "best.pth.tar", made | {"global_step": epoch, "accuracy": result["test_acc"]})
         runs.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))

@@ -15,6 +15,7 @@ Shapes: N or B images, C channels, H x W pixels.
 """
 
 import copy
+import hashlib
 import os
 import signal
 import threading
@@ -41,6 +42,7 @@ class Loaders(NamedTuple):
     val: "Loader | None"
     test: "Loader"
     facts: DataFacts
+    held: torch.Tensor  # `fingerprints` of the images held out of training, for checkpoints
     record: dict = {}  # what was read, for environment.json, as far as the data set says it
 
 
@@ -239,19 +241,20 @@ def _leave_signals_to_main(worker):
 # ---- Putting it together ------------------------------------------------------------------------
 
 
-def build_loaders(args, train=True, facts=None, split_seed=None):
+def build_loaders(args, train=True, facts=None, split_seed=None, held=None):
     """Loaders of args.dataset, a name in DATASETS. train=False: only the test loader.
 
     args: dataset, data_dir, batch_size, num_workers, seed, img_size, limit_test, norm_stats, encoding,
     for event data num_steps, split_by, bin_ms and dvs_split, and for training val_fraction,
     limit_train, augment. facts: the DataFacts of the training, if it was before: their mean and std are
-    used, their classes checked, so that testing needs no training images. split_seed: args.seed of that
-    training, as recordings it trained on must not be tested. The validation part is taken off first,
-    --limit_train from what is left. Raises UserError, or OSError where the system refuses a file.
+    used, their classes and size checked, so that testing needs no training images. split_seed: args.seed of
+    that training, as recordings it trained on must not be tested. held: the `Loaders.held` of that training, whose
+    images are held out again. The validation part is taken off first, --limit_train from what is left.
+    Raises UserError, or OSError where the system refuses a file.
     """
-    if split_seed is not None:
-        args = copy.copy(args)
-        args.seed = split_seed
+    seed, split_seed = args.seed, args.seed if split_seed is None else split_seed
+    args = copy.copy(args)
+    args.seed = split_seed
     row = DATASETS[args.dataset]
     stats = image_data.CIFAR10_STATS if args.norm_stats == "authors" else row.stats
     if (args.encoding == "frames") != (row.encoding == "frames"):
@@ -261,6 +264,7 @@ def build_loaders(args, train=True, facts=None, split_seed=None):
     if facts:
         stats = facts.mean, facts.std
     raw = row.load(args, train_too=train or stats is None)
+    pixels = raw.train.images if raw.train else None  # as they lie on the disk, before they are resized
     axes = ["N", "T", "C", "H", "W"] if args.encoding == "frames" else ["N", "C", "H", "W"]
     for name in ("train", "test") if raw.train else ("test",):
         split = checked_split(getattr(raw, name), f"{name} split of {args.dataset}", axes, len(raw.classes))
@@ -278,6 +282,9 @@ def build_loaders(args, train=True, facts=None, split_seed=None):
         raise UserError(f"the class {odd[0]!r:.100} has too long a name, or control characters in it: rename it")
     if facts and facts.classes != [str(c) for c in raw.classes]:
         raise UserError(f"the classes of {args.data_dir} are not those that the net was trained on")
+    if facts and height != facts.img_size and not args.img_size:
+        size = f"{height}x{height}, the net was trained on {facts.img_size}x{facts.img_size}"
+        raise UserError(f"the images of {args.data_dir} are {size}: pass --img_size {facts.img_size}")
     mean, std = map(list, stats or raw.stats or image_data.mean_std(image_data.pixel_counts(raw.train.images.numpy())))
     if stats is UNIT_STATS:
         mean, std = mean * channels, std * channels
@@ -285,24 +292,49 @@ def build_loaders(args, train=True, facts=None, split_seed=None):
         raise UserError(f"mean and std are of {len(mean)} channels, the images of {args.dataset} have {channels}")
 
     def loader(split, indices, training=False, augment=False):
-        maker = BatchMaker(split, mean, std, args.seed, augment, row.mirrored)
+        maker = BatchMaker(split, mean, std, seed, augment, row.mirrored)
         return Loader(maker, indices, args.batch_size * (1 if training else 2), args.num_workers, training)
 
     train_loader = val_loader = None
+    kept_out = fingerprints(pixels, [])
     if train:
-        order = stratified_order(raw.train.labels.numpy(), [args.seed, SUBSET])
-        held_out = max(1, round(args.val_fraction * len(order))) if args.val_fraction else 0
-        kept = order[held_out:][: args.limit_train]
+        order = stratified_order(raw.train.labels.numpy(), [split_seed, SUBSET])
+        count = max(1, round(args.val_fraction * len(order))) if args.val_fraction else 0
+        if held is not None and count:
+            order = held_first(order, count, pixels, held, args)
+        kept_out, kept = fingerprints(pixels, order[:count]), order[count:][: args.limit_train]
         if len(kept) < args.batch_size:
             raise UserError(f"{len(kept)} training images do not fill a batch of {args.batch_size}: lower --batch_size")
         augment = row.augment if args.augment is None else args.augment
         train_loader = loader(raw.train, np.sort(kept), training=True, augment=augment)
-        val_loader = loader(raw.train, np.sort(order[:held_out])) if held_out else None
+        val_loader = loader(raw.train, np.sort(order[:count])) if count else None
     order = stratified_order(raw.test.labels.numpy(), [0, SUBSET])  # the same images whatever the seed
     test_loader = loader(raw.test, np.sort(order[: args.limit_test]))
     classes, mean, std = [str(c) for c in raw.classes], [float(v) for v in mean], [float(v) for v in std]
     facts = DataFacts(classes, channels, height, mean, std)
-    return Loaders(train_loader, val_loader, test_loader, facts, raw.record or {})
+    return Loaders(train_loader, val_loader, test_loader, facts, kept_out, raw.record or {})
+
+
+def fingerprints(images, indices):
+    """uint8 [n, 8] of these of the images, by their pixels: the files of a data set may lie in any order."""
+    each = [hashlib.sha256(np.ascontiguousarray(images[i])).digest()[:8] for i in indices]
+    return torch.tensor([*map(list, each)], dtype=torch.uint8).view(-1, 8)
+
+
+def held_first(order, count, images, held, args):
+    """`order` with `count` images first that another training held out, by their fingerprints `held`.
+
+    CIFAR as published and as a tree of files, say, has the same images in two orders. UserError where there are fewer.
+    """
+    wanted = {*map(bytes, held.tolist())}
+    if wanted.issuperset(map(bytes, fingerprints(images, order[:count]).tolist())):
+        return order
+    known = np.array([bytes(row) in wanted for row in fingerprints(images, order).tolist()])
+    if known.sum() < count:
+        there = f"{known.sum()} of the images that the earlier training held out are in {args.data_dir}"
+        asked = f"--val_fraction {args.val_fraction:g} needs {count}"
+        raise UserError(f"{there}, {asked}: give the same data, or a smaller part")
+    return np.concatenate([order[known], order[~known]])
 
 
 def trained_on(args, settings, **known):
@@ -324,7 +356,9 @@ def held_out(args, settings, **known):
         return None
     args, wanted = copy.copy(args), 2 * args.batch_size
     args.val_fraction, args.limit_train, args.augment, args.batch_size = settings["val_fraction"], None, False, 1
-    loader = build_loaders(args, **known).val  # however few images are left to train on
+    loader, held = build_loaders(args, **known).val, known.get("held")  # however few images are left to train on
+    if held is not None and len(held) != loader.num_images:
+        raise UserError(f"{args.data_dir} is not the data of the training, which held out {len(held):,} images")
     loader.keys.batch_size = wanted
     return loader
 

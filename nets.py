@@ -13,6 +13,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import arguments
@@ -164,18 +165,21 @@ def parse_with_checkpoint(parser, argv=None, path=None):
         parser.add_argument("checkpoint", type=arguments.path, help=what)
         path = parser.parse_args(argv).checkpoint
     parser.set_defaults(checkpoint=path)
-    checkpoint = runs.load_checkpoint(path)
+    checkpoint = read(path)
     apply_settings(parser, path, checkpoint)
     if "config" in checkpoint:
         args = parser.parse_args(argv)
         parser.refuse_idle(args, argv)
         trained = checkpoint["config"]
         # with another split or statistics, what it trained on would be tested; another arch or norm has other weights
-        for key in ("arch", "norm", "dvs_split", "norm_stats"):
+        keys = ["arch", "norm", "dvs_split", "norm_stats"]
+        if "poisson_binary" in (args.encoding, trained.get("encoding")):
+            keys.append("encoding")  # it takes images in [0, 1], where others take normalised ones
+        for key in keys:
             if getattr(args, key) != trained.get(key, getattr(args, key)):
                 raise UserError(f"{path} was trained with --{key} {trained[key]}: test it with the same")
         network = next(g._group_actions for g in parser._action_groups if g.title == "network")
-        for key in (action.dest for action in network if action.dest in trained):
+        for key in (key for key in (*(a.dest for a in network), "split_by", "bin_ms") if key in trained):
             if trained[key] is not None and getattr(args, key) != trained[key]:
                 print(f"not as trained: --{key} {getattr(args, key)}, in place of {trained[key]}")
         check_weights(args, checkpoint, DataFacts(**checkpoint["data"]))
@@ -246,6 +250,15 @@ def weights_file(name):
     if digest != WEIGHTS[name]["sha256"]:
         raise UserError(f"{path} is damaged, its sha256 is {digest}: get it again with git checkout {path}")
     return path
+
+
+def read(path):
+    """`runs.load_checkpoint`; of a net of weights/ with what its file does not hold: which images were held out."""
+    checkpoint, path = runs.load_checkpoint(path), Path(path)
+    if path.resolve().parent == SHIPPED and (name := WEIGHTS.get(path.stem, {}).get("held_out")):
+        with reading(SHIPPED / name):
+            checkpoint["held_out"] = torch.from_numpy(np.load(SHIPPED / name, allow_pickle=False))
+    return checkpoint
 
 
 def beside(checkpoint):
@@ -365,25 +378,17 @@ def average_statistics(net, batches, amp="off"):
     border pixel of MNIST. One BatchNorm of all time-steps remembers the last of them most: here all count alike.
     ("Precise BN", Wu & Johnson 2021; not in the paper.) UserError for a norm that does not list its BatchNorms.
     """
+    check_statistics(net)
     twin, T = copy.deepcopy(net), net.num_steps
-    seen = {id(m) for layer in twin.layers() for m in layer.norm.modules()}
-    if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and id(m) not in seen for m in twin.modules()):
-        raise UserError(f"--precise_bn: the layers() of {type(net).__name__} do not list all its norms: leave it out")
     for layer in twin.layers():
         norm = layer.norm
-        inside = {m for m in norm.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
-        one = isinstance(norm, SharedBN) and norm.per_step
-        if one and type(norm) is not SharedBN or inside != {*_batch_norms(norm, T)}:
-            raise UserError(f"--precise_bn does not know the statistics of {type(norm).__name__}: leave it out")
-        if one:  # the same outputs, with statistics of each step
+        if _one_for_all_steps(norm):  # the same outputs, with statistics of each step
             own = BNTT(T, len(layer.synapse.weight), isinstance(layer.synapse, torch.nn.Conv2d))
             for bn in own:
                 bn.load_state_dict(norm.shared.state_dict())
             name = next(name for name, module in twin.named_modules() if module is norm)
             twin.set_submodule(name, own.to(norm.shared.weight))
     measured, kept = ([_batch_norms(layer.norm, T) for layer in each.layers()] for each in (twin, net))
-    if not any(measured):
-        raise UserError("--precise_bn: this net has no running statistics: leave it out")
     twin.train()
     for layer in twin.layers():
         layer.lif.eval()  # no dropout: a test has none
@@ -398,6 +403,23 @@ def average_statistics(net, batches, amp="off"):
             values = values if len(norms) == len(values) else values.mean(0, keepdim=True)
             for bn, value in zip(norms, values, strict=True):
                 getattr(bn, key).copy_(value)
+
+
+def check_statistics(net):
+    """UserError where `average_statistics` cannot do its work on this net."""
+    seen = {id(m) for layer in net.layers() for m in layer.norm.modules()}
+    if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and id(m) not in seen for m in net.modules()):
+        raise UserError(f"--precise_bn: the layers() of {type(net).__name__} do not list all its norms: leave it out")
+    for norm in (layer.norm for layer in net.layers()):
+        inside = {m for m in norm.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
+        if _one_for_all_steps(norm) and type(norm) is not SharedBN or inside != {*_batch_norms(norm, net.num_steps)}:
+            raise UserError(f"--precise_bn does not know the statistics of {type(norm).__name__}: leave it out")
+    if not any(_batch_norms(layer.norm, net.num_steps) for layer in net.layers()):
+        raise UserError("--precise_bn: this net has no running statistics: leave it out")
+
+
+def _one_for_all_steps(norm):
+    return isinstance(norm, SharedBN) and norm.per_step
 
 
 def _batch_norms(norm, T):
@@ -420,9 +442,30 @@ def trained_with(path, checkpoint):
 
 
 def known_data(checkpoint):
-    """What `build_loaders` takes from a checkpoint, {} of an authors' one: facts of the data, seed of their split."""
+    """What `build_loaders` takes from a checkpoint, {} of an authors' one: facts of the data, seed of their split, and
+    which images were held out, None in older files."""
     if "config" not in checkpoint:
         return {}
-    config = checkpoint["config"]
-    seed = config.get("split_seed", config.get("seed"))  # the first of a net converted with another one
-    return {"facts": DataFacts(**checkpoint["data"]), "split_seed": None if seed is None else int(seed)}
+    config, held = checkpoint["config"], checkpoint.get("held_out")
+    seed = config.get("split_seed", config.get("seed"))  # the first of a net that started from another run's
+    held = held if torch.is_tensor(held) and held.dtype == torch.uint8 and held.shape[1:] == (8,) else None
+    return {"facts": DataFacts(**checkpoint["data"]), "split_seed": None if seed is None else int(seed), "held": held}
+
+
+def known_split(args, path, resumed):
+    """What `build_loaders` takes from the checkpoint that a training goes on or starts from, or None: the split of
+    the data, so that what was trained on is neither held out nor tested. {} where that net is of other data.
+
+    UserError where the file is no checkpoint, or its split of recordings is another.
+    """
+    checkpoint = read(path) if path else {}
+    config, known = checkpoint.get("config", {}), known_data(checkpoint)
+    if config.get("dataset") != args.dataset:
+        return {}
+    if resumed and any(config.get(key) != getattr(args, key) for key in ("seed", "val_fraction")):
+        return {}  # `Run.restore` says why it is refused
+    if config.get("dvs_split", args.dvs_split) != args.dvs_split:
+        raise UserError(f"--dvs_split {args.dvs_split}: {path} was trained with {config['dvs_split']}: give the same")
+    if not config.get("val_fraction") and known["held"] is None:  # an older file
+        known["held"] = torch.zeros(0, 8, dtype=torch.uint8)
+    return {key: known[key] for key in ("split_seed", "held")}

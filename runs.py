@@ -40,6 +40,7 @@ RESUMABLE = ("num_workers", "data_dir", "data_on_device", "save_every", "train_d
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module")  # where others keep a state dict
 PREFIXES = ("module", "_orig_mod", "model", "net")  # of DataParallel, of torch.compile, of a wrapper's attribute
 RUN_FILES = ("config.yaml", "environment.json", "log.jsonl", "last.pth.tar", "best.pth.tar", "result.json")
+MEASURED = ("result.json", "early_exit.json", "early_exit.png", "averaged.json", "analysis.json")  # of a trained net
 
 
 # ---- Writing -----------------------------------------------------------------------------------
@@ -326,7 +327,15 @@ def run_folder(path, overwrite=False, resume=False):
             old += (path / "tensorboard").glob("events.out.tfevents.*")
         for file in [*old, *(half for name in RUN_FILES for half in path.glob(f".{name}.*"))]:
             file.unlink()
+        if checkpoint is None:
+            forget_results(path)
         yield path, checkpoint
+
+
+def forget_results(folder):
+    """Remove what was measured of a net that is no longer the one in `folder`."""
+    for name in MEASURED:
+        (Path(folder) / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

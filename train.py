@@ -253,7 +253,9 @@ def train(args, argv, signals, stack):
     name = f"{args.dataset}_{args.arch}_T{args.num_steps}_{args.norm}_seed{args.seed}"
     folder = args.run_dir or f"runs/{name}"
     runs.check_folder(folder, args.overwrite, args.resume)  # before the data are read, which may take minutes
-    loaders = data.build_loaders(args)
+    goes_on = args.resume and Path(folder, "last.pth.tar").exists()  # with the weights and the split that it has
+    split = nets.known_split(args, Path(folder, "last.pth.tar") if goes_on else args.init_from, goes_on)
+    loaders = data.build_loaders(args, **split)
     torch.manual_seed(args.seed)
     net = nets.build_net(args, loaders.facts).to(device)
     try:
@@ -262,6 +264,8 @@ def train(args, argv, signals, stack):
         raise UserError(f"--batch_size {args.batch_size}: {error}") from None
     if args.num_steps <= (delay := sum(getattr(layer.lif, "delay", 0) for layer in net.layers())):
         raise UserError(f"--num_steps {args.num_steps}: firing first, this net answers after {delay} steps: use more")
+    if args.precise_bn:
+        nets.check_statistics(net)  # before an epoch is trained
     engine, reason = nets.use_engine(net, args.engine, args.save_memory)
     judge = utill.LOSSES[args.loss](args.logit_scale)
     smooth = {"label_smoothing": args.label_smoothing} if args.label_smoothing else {}
@@ -275,11 +279,13 @@ def train(args, argv, signals, stack):
         for loader in filter(None, (loaders.train, loaders.val, loaders.test)):
             loader.to(device)
 
-    goes_on = args.resume and Path(folder, "last.pth.tar").exists()  # with the weights it has
     told = nets.init_from(net, args) if args.init_from and not goes_on else []
     folder, old = stack.enter_context(runs.run_folder(folder, args.overwrite, args.resume))
     config = {k: v for k, v in vars(args).items() if k not in ("config", "overwrite", "resume", "run_dir")}
-    run = runs.Run(net, optimizer, scaler, device, folder, {"config": config, "data": loaders.facts._asdict()})
+    if split.get("split_seed", args.seed) != args.seed:
+        config["split_seed"] = split["split_seed"]
+    constants = {"config": config, "data": loaders.facts._asdict(), "held_out": loaders.held}
+    run = runs.Run(net, optimizer, scaler, device, folder, constants)
     environment = runs.environment(device, argv, engine=engine, amp=args.amp, data=loaders.record)
     for other in filter(None, {folder if old else None, args.config and Path(args.config).parent}):
         if changed := runs.changed_versions(other, environment):
@@ -299,7 +305,7 @@ def train(args, argv, signals, stack):
                 f"{args.num_epochs} epochs instead of {before}: the learning rate goes on by the {args.lr_schedule} "
                 f"schedule of all {args.num_epochs}, from epoch {run.epoch + 1} with {lr:g}"
             )
-            (folder / "result.json").unlink(missing_ok=True)  # it would be that of a shorter run
+            runs.forget_results(folder)  # they would be those of a shorter run
     else:
         print(*told, sep="\n", end="\n" if told else "")
         runs.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))

@@ -396,8 +396,11 @@ class Evaluation(NamedTuple):
 
 
 def likeliest(voltages):
-    """The five classes, or all there are, of the highest voltage, highest first: [T, B, K] -> [T, B, 5]."""
-    return voltages.topk(min(5, voltages.shape[-1]), dim=-1).indices
+    """The five classes, or all there are, of the highest voltage, highest first: [T, B, K] -> [T, B, 5].
+
+    Of equal voltages, as those of a net that is silent yet, the lowest class comes first, as argmax has it.
+    """
+    return voltages.sort(dim=-1, descending=True, stable=True).indices[..., :5]
 
 
 @torch.no_grad()

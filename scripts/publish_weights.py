@@ -37,7 +37,8 @@ def halved(checkpoint):
     }
     config = {key: LOCAL.get(key, value) for key, value in checkpoint["config"].items()}
     config |= dict.fromkeys({"init_from", "converted_from"} & config.keys())  # names of files
-    return {"state_dict": state, "config": config, "data": checkpoint["data"]}
+    kept = {key: checkpoint[key] for key in ("data", "held_out") if key in checkpoint}
+    return {"state_dict": state, "config": config, **kept}
 
 
 def tested(file, *flags):

@@ -13,7 +13,7 @@ usage() {
   --seeds "0 1 2"      a run for each seed (default: $seeds)
   DATA=DIR             the data lie, or are downloaded to, DIR/<set> if there is such a folder, else DIR (default: data).
                        CIFAR may be an image tree train/<class>/, test/<class>/, or an archive of one
-  RESULTS=DIR          where the runs go (default: results)
+  RESULTS=DIR          where the runs go (default: results). Paths are from the folder of the README
   FLAGS="--flag ..."   more flags of train.py for every run, as --data_on_device --cuda_graph on a GPU
   WARM=1               all runs in one Python process, which imports and compiles once: where they are short
 
@@ -43,6 +43,7 @@ read_flags() {
                 chosen+=" $2"
                 shift
             done
+            [ -n "$chosen" ] || fail "--rows needs a value (--help lists the flags)"
             shift
             continue
             ;;

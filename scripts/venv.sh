@@ -2,7 +2,7 @@
 # VENV=DIR takes another virtual environment.
 # shellcheck shell=bash
 venv=${VENV:-.venv}
-if [ ! -x "$venv/bin/python" ]; then
+if [ ! -f "$venv/bin/activate" ]; then # it comes last
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python 3.10 or newer is needed" >&2; exit 2; }
     python3 -m venv "$venv" || { echo "error: cannot make $venv; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
 fi

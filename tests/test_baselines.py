@@ -499,6 +499,21 @@ def test_a_row_of_archs_may_be_a_class_of_a_net_that_is_no_chain(monkeypatch, tm
     assert nets.load(tmp_path / "best.pth.tar").readout.weight.shape == (10, 64)
 
 
+def test_statistics_that_cannot_be_averaged_are_refused_before_anything_is_trained(monkeypatch, tmp_path):
+    class GroupNorm(torch.nn.GroupNorm):
+        def __init__(self, num_steps, features, spatial):
+            super().__init__(4, features)
+
+        def forward(self, x, t0=0):
+            return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    monkeypatch.setitem(nets.NORMS, "group", GroupNorm)
+    flags = "--dataset digits --arch fc3 --num_steps 2 --norm group --precise_bn 2 --batch_size 20 --num_workers 0"
+    outcome = call(train.main, flags, "--device cpu --run_dir", tmp_path / "run")
+    assert (outcome.code, (tmp_path / "run").exists()) == (2, False)
+    assert "this net has no running statistics" in outcome.err[0]
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -2,12 +2,14 @@
 
 import gzip
 import hashlib
+import os
 
 import numpy as np
 import pytest
 import torch
 import torchvision
 from conftest import call
+from PIL import Image
 from test_data import cifar  # noqa: F401 (a fixture)
 from test_events import cifar10, nmnist  # noqa: F401 (fixtures)
 from test_events import settings as event_settings
@@ -17,7 +19,9 @@ import data
 import early_exit
 import event_data
 import image_data
+import model
 import nets
+import runs
 import test
 import train
 from utill import UserError
@@ -113,6 +117,128 @@ def test_another_split_than_that_of_the_training_is_refused(cifar10, tmp_path): 
     outcome = call(test.main, tmp_path / "run" / "best.pth.tar", "--dvs_split first100")
     assert outcome.code == 2
     assert "was trained with --dvs_split random" in outcome.err[0]
+
+
+# ---- Images held out of training ------------------------------------------------------------------
+
+HELD = "--dataset imagefolder --arch fc3 --img_size 4 --num_steps 2 --val_fraction 0.25 --batch_size 4 --num_workers 0"
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two image trees of the same 2 x 12 training images, their files in opposite orders."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 2)):
+        for label in ("a", "b"):
+            for i in range(count):
+                image = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+                for root, name in (("there", i), ("here", count - 1 - i)):
+                    (tmp_path / root / split / label).mkdir(parents=True, exist_ok=True)
+                    image.save(tmp_path / root / split / label / f"{name:02}.png")
+    return tmp_path
+
+
+def run_on(folder, data_dir, *flags):
+    """The checkpoint of a run of one epoch in folder/run, on the tree folder/data_dir."""
+    where = "--data_dir", folder / data_dir, "--run_dir", folder / "run"
+    outcome = call(train.main, HELD, "--num_epochs 1 --device cpu", *flags, *where)
+    assert outcome.code == 0, outcome.err
+    return runs.load_checkpoint(folder / "run" / "last.pth.tar")
+
+
+def pictures(checkpoint):
+    """The fingerprints of the images held out, as a set."""
+    return {*map(tuple, checkpoint["held_out"].tolist())}
+
+
+def held_again(folder, checkpoint, data_dir):
+    """Fingerprints of the images that data.held_out takes for those held out."""
+    args = train.parse_args([*HELD.split(), "--data_dir", str(folder / data_dir), "--seed", "9"])
+    loader = data.held_out(args, {"val_fraction": 0.25}, **nets.known_data(checkpoint))
+    images = loader.maker.split.images
+    return {*map(tuple, data.fingerprints(images, loader.keys.indices).tolist())}
+
+
+def test_images_held_out_are_found_again_among_files_in_another_order(folders):
+    checkpoint = run_on(folders, "there")
+    assert held_again(folders, checkpoint, "here") == held_again(folders, checkpoint, "there") == pictures(checkpoint)
+    old = dict(checkpoint, held_out=None)  # as files of older versions are
+    assert held_again(folders, old, "here") != pictures(checkpoint)
+
+
+def test_a_run_that_goes_on_with_files_in_another_order_holds_out_the_same_images(folders):
+    before = run_on(folders, "there")
+    assert pictures(run_on(folders, "here", "--resume --num_epochs 2")) == pictures(before)
+
+
+def test_images_held_out_that_are_not_there_are_asked_for(folders):
+    run_on(folders, "there")
+    for label in ("a", "b"):
+        for i in range(8):
+            (folders / "here" / "train" / label / f"{i:02}.png").unlink()
+    outcome = call(
+        early_exit.main, folders / "run" / "best.pth.tar", "--policy confidence --data_dir", folders / "here"
+    )
+    assert outcome.code == 2
+    assert "is not the data of the training, which held out 6 images" in outcome.err[0]
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_a_run_that_starts_from_weights_holds_out_what_they_were_not_trained_on(seed, folders):
+    first = run_on(folders, "there")
+    os.rename(folders / "run", folders / "first")
+    start = f"--seed {seed} --init_from", folders / "first" / "best.pth.tar"
+    second = run_on(folders, "here", *start)
+    assert pictures(second) == pictures(first)
+    assert nets.known_data(second)["split_seed"] == 0
+
+
+def test_a_run_cannot_hold_out_what_the_weights_it_starts_from_were_trained_on(folders):
+    run_on(folders, "there", "--val_fraction 0")
+    os.rename(folders / "run", folders / "first")
+    start = "--init_from", folders / "first" / "best.pth.tar", "--data_dir", folders / "there"
+    outcome = call(train.main, HELD, "--device cpu --run_dir", folders / "run", *start)
+    assert outcome.code == 2
+    assert "0 of the images that the earlier training held out are in" in outcome.err[0]
+    assert not (folders / "run").exists()
+
+
+def test_recordings_that_weights_were_trained_on_are_not_tested(cifar10, tmp_path):  # noqa: F811
+    flags = "--dataset dvs_cifar10 --arch dvs_cnn7 --img_size 8 --num_steps 2 --data_dir"
+    assert call(train.main, SMALL, flags, cifar10, "--seed 3 --run_dir", tmp_path / "a").code == 0
+    start = "--seed 4 --init_from", tmp_path / "a" / "best.pth.tar"
+    assert call(train.main, SMALL, flags, cifar10, *start, "--run_dir", tmp_path / "b").code == 0
+    tested = []
+    for run in ("a", "b"):
+        args, checkpoint = test.parse_args([str(tmp_path / run / "best.pth.tar")])
+        tested.append(data.build_loaders(args, train=False, **nets.known_data(checkpoint)).test.maker.split.images)
+    assert torch.equal(*tested)
+    outcome = call(train.main, SMALL, flags, cifar10, *start, "--dvs_split first100 --run_dir", tmp_path / "c")
+    assert outcome.code == 2
+    assert "was trained with random" in outcome.err[0]
+
+
+# ---- Testing as trained ----------------------------------------------------------------------------
+
+
+def test_images_of_another_size_than_that_of_the_training_are_refused_but_where_it_is_asked_for(folders, monkeypatch):
+    monkeypatch.setitem(model.ARCHS, "tiny", ((4, "G"), (4,)))  # takes images of any size
+    flags = HELD.replace("fc3", "tiny").replace("--img_size 4", ""), "--num_epochs 1 --device cpu"
+    where = "--data_dir", folders / "there", "--run_dir", folders / "run"
+    assert call(train.main, *flags, *where).code == 0
+    for path in (folders / "there").rglob("*.png"):
+        Image.open(path).resize((8, 8)).save(path)
+    outcome = call(test.main, folders / "run" / "best.pth.tar")
+    assert outcome.code == 2
+    assert "are 8x8, the net was trained on 4x4: pass --img_size 4" in outcome.err[0]
+    assert call(test.main, folders / "run" / "best.pth.tar", "--img_size 8").code == 0
+
+
+def test_a_binary_encoder_never_gets_the_images_of_another(folders):
+    run_on(folders, "there", "--encoding poisson")
+    outcome = call(test.main, folders / "run" / "best.pth.tar", "--encoding poisson_binary")
+    assert outcome.code == 2
+    assert "was trained with --encoding poisson" in outcome.err[0]
 
 
 # ---- Encodings and data sets -------------------------------------------------------------------------

@@ -406,8 +406,10 @@ def test_the_schedule_of_a_run_extended_is_that_of_the_new_total_and_said_in_one
 
 def test_a_run_extended_ends_with_the_result_and_config_of_all_its_epochs(tmp_path):
     go(tmp_path, FC3, "--num_epochs 1")
+    (tmp_path / "early_exit.json").write_text("{}")
     result = resume(tmp_path, FC3, "--num_epochs 2").result
     assert result["epoch"] == 2
+    assert not (tmp_path / "early_exit.json").exists()  # it was of the shorter run
     assert json.loads((tmp_path / "result.json").read_text()) == result
     assert "num_epochs: 2\n" in (tmp_path / "config.yaml").read_text()
 

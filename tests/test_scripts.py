@@ -266,7 +266,9 @@ def test_a_run_folder_that_holds_a_run_is_refused_untouched(tmp_path, monkeypatc
 def test_overwrite_replaces_the_run_and_keeps_what_is_not_of_it(tmp_path):
     train_synthetic(tmp_path, "--num_epochs", 2)
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "early_exit.json").write_text("{}")
     assert train_synthetic(tmp_path, "--num_epochs", 1, "--overwrite").code == 0
+    assert not (tmp_path / "early_exit.json").exists()  # it was of the net that is gone
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert len(read_log(tmp_path)) == 1
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1  # the curves of one run alone

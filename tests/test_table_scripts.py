@@ -209,6 +209,7 @@ def test_the_mini_rows_of_cifar_are_one_protocol(rows):
     [
         ("--rows cifar10_bntt nonsense", "there is no row nonsense: choose from cifar10_bntt cifar10_bn"),
         ("--rows", "--rows needs a value"),
+        ("--rows --seeds 1", "--rows needs a value"),
         ("--budget huge", "--budget is full or mini, got huge"),
         ("--seeds one", "--seeds takes numbers"),
         ("cifar10_bntt", "there is no flag cifar10_bntt"),
@@ -219,6 +220,20 @@ def test_a_mistake_is_one_sentence_and_runs_nothing(place, flags, message):
     assert (outcome.code, outcome.out, len(outcome.err)) == (2, [], 1)
     assert outcome.err[0].startswith(f"table1.sh: error: {message}")
     assert place.commands() == []
+
+
+def test_an_environment_that_was_not_made_to_the_end_is_made_again(tmp_path):
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").symlink_to(sys.executable)  # `python -m venv` writes it first
+    (tmp_path / "python3").write_text(f'#!/bin/sh\n[ "$1" != -m ] || touch {venv}/bin/activate\n')
+    (tmp_path / "pip").write_text("#!/bin/sh\n")
+    for name in ("python3", "pip"):
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"VENV": str(venv), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", "-euc", f". {ROOT}/scripts/venv.sh; echo activated"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "activated\n", done.stderr
 
 
 def test_another_data_set_s_images_are_refused_before_the_first_row_is_trained(place):

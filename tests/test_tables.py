@@ -63,6 +63,14 @@ def test_the_readme_and_the_page_of_results_are_up_to_date():
     assert outcome.code == 0, outcome.out or outcome.err
 
 
+def test_the_command_of_a_run_that_was_extended_is_the_last_one(place):
+    folder = place.run(config={"num_epochs": 200})
+    environment = {"command": COMMAND, "resumed": [{"command": f"{COMMAND} --num_epochs 200"}]}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    place.cells()
+    assert f"python {COMMAND} --num_epochs 200\n" in (place.results / "README.md").read_text()
+
+
 def test_the_page_of_results_has_every_line_of_the_paper_and_every_kept_run():
     page = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     for row in PAPER_ROWS:

@@ -699,3 +699,8 @@ def test_an_error_does_not_drive_the_terminal(capsys):
     err = capsys.readouterr().err
     assert r"no key \x1b[2J" in err
     assert len(err) < 2200
+
+
+def test_of_equal_voltages_the_lowest_class_is_the_likeliest():
+    assert utill.likeliest(torch.zeros(1, 2, 10)).tolist() == [[[0, 1, 2, 3, 4]] * 2]
+    assert utill.likeliest(torch.tensor([[[1.0, 3.0, 3.0]]])).tolist() == [[[1, 2, 0]]]

@@ -64,6 +64,12 @@ def test_a_shipped_file_is_the_one_that_was_measured_and_small(name):
 
 
 @pytest.mark.parametrize("name", nets.WEIGHTS)
+def test_a_shipped_net_says_which_images_were_held_out(name):
+    checkpoint = nets.read(nets.weights_file(name))
+    assert nets.known_data(checkpoint)["held"].shape == (round(50_000 * checkpoint["config"]["val_fraction"]), 8)
+
+
+@pytest.mark.parametrize("name", nets.WEIGHTS)
 def test_a_shipped_net_answers_a_picture_with_its_classes(name, tmp_path):
     Image.new("RGB", (40, 50), "red").save(tmp_path / "red.png")
     outcome = call(test_script.main, "--weights", name, "--image", tmp_path / "red.png")
