@@ -32,6 +32,8 @@ from utill import UserError
 DIGITS = 6  # significant, of the numbers in analysis.json
 BINS, SHOWN_STEPS, SURROGATE_POINTS = 60, 5, 121
 ATTACK_IMAGES = 1000
+# flags that name files and what runs it, or make figures, and so are not written into analysis.json
+UNTOLD = ("checkpoint", "checkpoints", "config", "data_dir", "num_workers", "device", "out", "files", "figures", "html")
 
 
 def parse_args(argv=None, path=None):
@@ -165,7 +167,7 @@ def measure(args, checkpoint):
         "version": figures.VERSION,
         "name": Path(args.checkpoint).resolve().parent.name,
         "label": label_of(args),
-        "config": {key: value for key, value in vars(args).items() if key in settings or key == "arch"},
+        "config": {key: value for key, value in (vars(args) | settings).items() if key not in UNTOLD},
         "environment": {key: here[key] for key in ("device", "threads", "python", "torch", "git")},
         "data": {"dataset": args.dataset, "count": evaluation.count, "classes": classes},
         "num_steps": T,
@@ -180,7 +182,7 @@ def measure(args, checkpoint):
         "spikes": {name: (s / meter.images).tolist() for name, s in meter.spikes.items() if name != "input"},
         "input_spikes": (meter.spikes["input"] / meter.images).tolist(),
         "spike_rate": meter.rates(),
-        "surrogate": surrogate(layers[0].lif),
+        "surrogate": surrogate(layers[0].lif) if layers else None,
         "gamma": {name: shape_of(gamma) for name, gamma in gammas.items()} or None,
         "sigma": {x.name: [bn.running_var.sqrt().mean().item() for bn in x.norm.batch_norms(T)] for x in normed}
         or None,
@@ -215,6 +217,16 @@ def surrogate(neuron):
     membrane = ((v + 1) * float(neuron.threshold)).requires_grad_()
     (slope,) = torch.autograd.grad(neuron.fire(membrane).sum(), membrane)
     return {"v": v.tolist(), "derivative": (slope * float(neuron.threshold)).tolist()}
+
+
+def takes_widths(net):
+    """Whether a width of model.SurrogateSpike changes the gradient of the net's neurons."""
+    layers = net.layers()
+    if not layers:
+        return False
+    with attacks.attackable(net, 2.0):
+        wide = surrogate(layers[0].lif)
+    return wide != surrogate(layers[0].lif)
 
 
 def shape_of(gamma):
@@ -303,9 +315,13 @@ def attacked(net, args, loaders, accuracy):
     """A row for each attack, strength and width of its surrogate; width None: right under every width, so the worst."""
     rows, normalise = [], Changed(loaders.test, loaders.facts, utill.pick_device(args.device), None).normalise
     logits = lambda images: args.logit_scale * net(normalise(images))  # noqa: E731
+    widths = args.surrogate_width
+    if widths != [1.0] and not takes_widths(net):
+        print("--surrogate_width does nothing: neurons without model.SurrogateSpike are attacked by their own gradient")
+        widths = [1.0]
     for kind, k in [*(("fgsm", k) for k in args.fgsm), *(("pgd", k) for k in args.pgd)]:
         right = []
-        for width in args.surrogate_width:
+        for width in widths:
             change = functools.partial(getattr(attacks, kind), logits, eps=k / 255, draws=args.draws)
             with attacks.attackable(net, width):
                 acc, hits = accuracy(loaders.test, change, f"{kind} {k:g}/255, width {width:g}")

@@ -123,7 +123,8 @@ def parse_args(argv=None):
     )
     add("--target_drop", default=0.3, type=arguments.nonnegative_float, help="points of accuracy that its own may cost")
     add("--measure", action="store_true", help="wall time with and without the exit, on batches that really stop")
-    add("--figure", default=None, type=arguments.path, help="figure file (default: early_exit.png by CHECKPOINT)")
+    beside = "figure file (default: early_exit.png, or early_exit_POLICY.png, by CHECKPOINT)"
+    add("--figure", default=None, type=arguments.path, help=beside)
     args, checkpoint = nets.parse_with_checkpoint(parser, argv)
     suffixes = [f".{kind}" for kind in plt.FigureCanvasBase.get_supported_filetypes()]
     if args.figure and Path(args.figure).suffix not in suffixes:
@@ -188,7 +189,8 @@ def main(argv=None):
         for row in result["measured"]:
             times = f"{row['ms_full']:.2f} ms an image in full, {row['ms_exit']:.2f} ms with exits"
             print(f"batch {row['batch']}: {times}, {row['mean_steps']:.2f} steps in the mean, {row['images']} images")
-    figure = Path(args.figure) if args.figure else nets.beside(args.checkpoint) / "early_exit.png"
+    name = "early_exit.png" if args.policy == "gamma" else f"early_exit_{args.policy}.png"
+    figure = Path(args.figure) if args.figure else nets.beside(args.checkpoint) / name
     draw(figure, gammas, evaluation, gamma, policies, answer)
     curve = [evaluation.top1(t) for t in range(1, T + 1)]
     details = {"acc_by_steps": curve, "policies": policies, "sweep": gamma["sweep"] if gamma else []}

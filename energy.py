@@ -20,7 +20,8 @@ def energy(meter, steps=None):
 
     layers: a dict for each synapse: name; multiply_adds, dense, of one step; rate, its operations over all steps /
     multiply_adds; operations of an image over all steps; analog, whether they are multiply-accumulates. snn_pj: what
-    those take; ann_pj: what one pass through the same net without spikes would, all multiply-accumulates; in pJ.
+    those take; ann_pj: what one pass through the same net without spikes would, all multiply-accumulates, of a
+    sequence that of one pixel or frame; in pJ.
     """
     layers = []
     for name, dense in meter.multiply_adds.items():

@@ -282,10 +282,9 @@ def figure8(axes, results):
 def figure_exits(axes, results):
     """A column a net: accuracy against mean steps of all exits; below, at which steps the images left."""
     policies = union(r["policies"] or {} for r in results)
-    palette = colours(len(policies))
+    palette, bin_width = colours(len(policies)), -(-max(r["num_steps"] for r in results) // 50)
     for column, r, label in panels(axes.T, results):
         T, above, below = r["num_steps"], column[0], column[-1]  # one and the same where nothing was calibrated
-        bin_width = -(-T // 50)
         look = {"color": "black", "marker": "." if T <= 100 else "", "markersize": 3}
         above.plot(range(1, T + 1), r["accuracy"], label="fixed steps", **look)
         for name, policy in (r["policies"] or {}).items():

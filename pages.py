@@ -118,7 +118,7 @@ def exits_of_classes(results, names):
 
 
 def energy(results, names):
-    head = ["layer", "multiply-adds", "mean |input|", "operations", "kind", "SNN, µJ", "ANN, µJ"]
+    head = ["layer", "multiply-adds", "|input|, sum over steps", "operations", "kind", "SNN, µJ", "ANN, µJ"]
     parts = []
     for r, name in zip(results, names, strict=True):
         costs, layers = picojoules(r), r["energy"]["layers"]

@@ -40,7 +40,7 @@ RESUMABLE = ("num_workers", "data_dir", "data_on_device", "save_every", "train_d
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module")  # where others keep a state dict
 PREFIXES = ("module", "_orig_mod", "model", "net")  # of DataParallel, of torch.compile, of a wrapper's attribute
 RUN_FILES = ("config.yaml", "environment.json", "log.jsonl", "last.pth.tar", "best.pth.tar", "result.json")
-MEASURED = ("result.json", "early_exit.json", "early_exit.png", "averaged.json", "analysis.json")  # of a trained net
+MEASURED = ("result.json", "early_exit*.json", "early_exit*.png", "averaged.json", "analysis.json")  # of a trained net
 
 
 # ---- Writing -----------------------------------------------------------------------------------
@@ -334,8 +334,8 @@ def run_folder(path, overwrite=False, resume=False):
 
 def forget_results(folder):
     """Remove what was measured of a net that is no longer the one in `folder`."""
-    for name in MEASURED:
-        (Path(folder) / name).unlink(missing_ok=True)
+    for path in [path for name in MEASURED for path in Path(folder).glob(name)]:
+        path.unlink()
 
 
 @contextlib.contextmanager

@@ -284,12 +284,12 @@ class SpikeMeter:
         self._operations = {n: torch.zeros(self.steps, dtype=torch.float64) for n in self._synapses}
         self.neurons, self.multiply_adds, self.analog, self.images = {}, {}, set(), 0
         self.image_spikes, self.image_operations, self._encoded = [], [], None
-        self._steps_seen = dict.fromkeys([*self.spikes, *self._synapses.values()], 0)
+        self._steps_seen = {}  # at each place, in this run
 
     def _next(self, key, steps=1):
         """The step, of a run, that comes next at this place."""
-        t = self._steps_seen[key] % self.steps
-        self._steps_seen[key] += steps
+        t = self._steps_seen.get(key, 0)
+        self._steps_seen[key] = t + steps
         return t
 
     def _watch(self, module, see):
@@ -307,12 +307,14 @@ class SpikeMeter:
             self.image_spikes[-1][t : t + len(spikes)] += counts
 
     def _see_input(self, module, inputs, encoded):
-        self._encoded = encoded
-        if self.by_image and self._steps_seen["input"] % self.steps == 0:
-            self.image_spikes.append(torch.zeros(self.steps, encoded.shape[1], dtype=torch.float64))
-            self.image_operations.append(torch.zeros(self.steps, encoded.shape[1], dtype=torch.float64))
+        self._encoded, (*_, t0) = encoded, (*inputs, 0)[:3]
+        if t0 == 0:  # a run begins; the last one may have stopped early
+            self._steps_seen.clear()
+            self.images += encoded.shape[1]
+            if self.by_image:
+                self.image_spikes.append(torch.zeros(self.steps, encoded.shape[1], dtype=torch.float64))
+                self.image_operations.append(torch.zeros(self.steps, encoded.shape[1], dtype=torch.float64))
         self._see_spikes("input", encoded)
-        self.images += encoded.shape[1] * (self._steps_seen["input"] % self.steps == 0)
 
     def _see_synapse(self, name, module, inputs, output):
         """A step's accumulate operations: dense multiply-adds x mean |input|; those of analog input count in full."""

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root
 import matplotlib
 import torch
 import torch.nn as nn
-from make_tables import table
+from make_tables import interval, table
 from tqdm import tqdm
 
 import arguments
@@ -60,7 +60,7 @@ def folded_step(x, v, a, mu, lif):
     threshold = lif.threshold / a
     v = lif.leak * v + x - mu
     spikes = (v > threshold).to(v.dtype)
-    return spikes, v - threshold * spikes
+    return spikes, torch.where(spikes > 0, v - threshold, v)  # a gamma of 0 has an infinite threshold
 
 
 @torch.no_grad()
@@ -136,21 +136,15 @@ def page(result):
     heads += ["gammas of 0 and less, %", "neurons that spike, %", *(f"{way}: spikes that differ, %" for way in KINDS)]
     rows = []
     for layer in result["layers"]:
-        late = layer["sigma"][4:] or layer["sigma"]
+        late = layer["sigma"][4:]
         ratio = sum(layer["mu_over_sigma"]) / len(layer["mu_over_sigma"])
-        numbers = [
-            largest_deviation(layer["sigma"]),
-            largest_deviation(late),
-            ratio,
-            layer["negative_gammas"],
-            layer["spikes"],
-        ]
-        rows.append([layer["name"], *(f"{x:.2f}" for x in numbers), *(f"{x:.1f}" for x in layer["differ"].values())])
+        deviations = [f"{largest_deviation(sigma):.2f}" if sigma else "-" for sigma in (layer["sigma"], late)]
+        numbers = [f"{x:.2f}" for x in (ratio, layer["negative_gammas"], layer["spikes"])]
+        rows.append([layer["name"], *deviations, *numbers, *(f"{x:.1f}" for x in layer["differ"].values())])
     accuracy = [["folded exactly", f"{result['accuracy']['exact']['top1']:.2f}", ""]]
     for way in KINDS:
         found = result["accuracy"][way]
-        low, high = (found["difference"] + sign * found["half_interval"] for sign in (-1, 1))
-        told = f"{found['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
+        told = interval(found["difference"], found["half_interval"])
         accuracy.append([f"all layers by thresholds, {way}", f"{found['top1']:.2f}", told])
     return f"""# Can BNTT be folded into thresholds?
 
@@ -183,7 +177,7 @@ def draw(result, path):
         at = [x + 0.4 * i - 0.2 for x in range(len(layers))]
         right.bar(at, [layer["differ"][way] for layer in layers], 0.4, label=way)
     right.set_xticks(range(len(layers)), [layer["name"] for layer in layers], rotation=45)
-    right.set(title="spikes that differ, % of all", ylim=(0, 1.25 * right.get_ylim()[1]))
+    right.set(title="spikes that differ, % of the exact net's", ylim=(0, 1.25 * right.get_ylim()[1]))
     right.legend(frameon=False, ncols=2, loc="upper center")
     runs.write_atomically(path, lambda file: figure.savefig(file, dpi=150, format="png"))
     plt.close(figure)
@@ -198,6 +192,7 @@ def main(argv=None):
     out = parser.add_argument_group("folding").add_argument
     where = "folder of folding.json, .md and .png (default: that of CHECKPOINT, or runs/NAME for one of weights/)"
     out("--out", default=None, type=arguments.path, help=where)
+    parser.needs |= {flag: (lambda args: False, "the fused engine") for flag in ("--engine", "--amp", "--save_memory")}
     args, checkpoint = nets.parse_with_checkpoint(parser, argv)
     device = utill.pick_device(args.device)
     loaders = data.build_loaders(args, train=False, **nets.known_data(checkpoint))

@@ -34,6 +34,25 @@ def test_it_measures_what_testing_does(measured, trained):
     assert (measured[0]["num_steps"], measured[0]["data"]["count"]) == (3, 100)
 
 
+def test_it_says_what_net_it_measured_and_how(measured):
+    told = {"arch": "vgg9", "norm": "bntt", "leak_mem": 0.95, "encoding": "poisson", "limit_test": 100, "draws": 2}
+    assert told.items() <= measured[0]["config"].items()
+    assert not {"data_dir", "checkpoint", "out"} & measured[0]["config"].keys()
+
+
+def test_neurons_without_the_surrogate_are_attacked_by_their_own_gradient_alone(tmp_path):
+    flags = (
+        "--dataset digits --arch vgg9_ann --img_size 8 --batch_size 16 --num_workers 0 --limit_train 32 --num_epochs 1"
+    )
+    assert call(train.main, flags, "--limit_test 10 --run_dir", tmp_path / "run").code == 0
+    wide = "--fgsm 8 --surrogate_width 1 2 --limit_test 10"
+    outcome = call(analysis.main, tmp_path / "run" / "best.pth.tar", wide)
+    assert outcome.code == 0, outcome.err
+    assert any(line.startswith("--surrogate_width does nothing") for line in outcome.out)
+    rows = json.loads((tmp_path / "run" / "analysis.json").read_text())["attack"]
+    assert [row["width"] for row in rows] == [1.0]
+
+
 def test_noise_of_zero_changes_no_answer(measured):
     clean, noisy = measured[0]["noise"]
     assert clean["acc"] == pytest.approx(measured[0]["accuracy"][-1], abs=1e-3)

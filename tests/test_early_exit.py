@@ -208,7 +208,7 @@ def test_a_policy_is_calibrated_on_the_images_held_out(held_out, policy):
     assert result["held_out"] == 144  # a tenth of 1,437
     assert result["acc_full"] - result["acc_exit"] < 10
     assert 1 <= result["mean_steps"] <= 3
-    numbers = json.loads((held_out.parent / "early_exit.json").read_text())
+    numbers = json.loads((held_out.parent / f"early_exit_{policy}.json").read_text())
     assert sum(numbers["policies"][policy]["calibrated"]["histogram"]) == result["count"]
 
 

@@ -398,6 +398,12 @@ def test_many_exit_steps_are_put_together():
         assert (edges[0], edges[-1]) == (0.5, 784.5)
 
 
+def test_exit_steps_are_put_together_alike_in_all_nets():
+    columns = panels("exits", [analysis(T=4), analysis(T=110)])
+    shown = [panel.get_ylabel() for panel in columns if "share" in panel.get_ylabel()]
+    assert shown[0] == "share of images in 3 steps, %"
+
+
 def test_figure_exits_has_no_histogram_without_calibration():
     r = analysis()
     for policy in r["policies"].values():

@@ -71,12 +71,19 @@ def test_a_folded_neuron_by_hand():
     assert (spikes.item(), v.item()) == (1.0, pytest.approx(0.1))
     spikes, v = folding.folded_step(torch.tensor([[0.3]]), torch.tensor([[0.4]]), a, 0.0, lif)  # 0.5 is not above it
     assert (spikes.item(), v.item()) == (0.0, pytest.approx(0.5))
+    v = folding.folded_step(torch.tensor([[0.3]]), torch.tensor([[0.4]]), 0 * a, 0.0, lif)[1]  # a gamma of 0
+    assert v.item() == pytest.approx(0.5)
 
 
 def test_the_page_and_its_numbers(tmp_path):
     assert call(train.main, TINY, "--img_size 8 --num_steps 5", "--run_dir", tmp_path / "run").code == 0
     outcome = call(folding.main, tmp_path / "run" / "best.pth.tar", "--limit_test 4", "--out", tmp_path / "out")
     assert outcome.code == 0, outcome.err
+    one = call(folding.main, tmp_path / "run" / "best.pth.tar", "--limit_test 1", "--out", tmp_path / "one")
+    assert one.code == 0, one.err  # one image has no interval
+    plain = call(folding.main, tmp_path / "run" / "best.pth.tar", "--engine fused")
+    assert plain.code == 2
+    assert plain.err[0].endswith("--engine does nothing without the fused engine: leave it out")
     result = json.loads((tmp_path / "out" / "folding.json").read_text())
     assert (result["count"], result["num_steps"], len(result["layers"])) == (4, 5, 8)
     assert all(len(layer["sigma"]) == len(layer["mu_over_sigma"]) == 5 for layer in result["layers"])

@@ -303,6 +303,20 @@ def test_inference_in_blocks_of_time_agrees(monkeypatch):
         assert torch.equal(results[1][1][name], counts), name
 
 
+@pytest.mark.parametrize("engine", ["plain", "fused"])
+def test_runs_that_stop_early_are_counted_whole(engine):
+    net = make_net(T=4).eval()
+    net = fused.attach(net) if engine == "fused" else net
+    images = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad(), SpikeMeter(net) as meter:
+        for steps in (2, 1, 2):
+            net.voltages(images, steps)
+    assert meter.images == 9
+    assert meter.spikes["input"][:2].min() > 0
+    assert meter.spikes["input"][2:].sum() == 0
+    assert meter.operations()[2:].sum() == 0
+
+
 def test_save_memory_shows_every_step_to_hooks_once():
     net = fused.attach(make_net(T=6), save_memory=2)
     neurons, synapses = [], []
