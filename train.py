@@ -229,6 +229,11 @@ def end_epoch(run, loaders, judge, args, signals, mean, acc):
     return record | {"seconds": run.seconds}
 
 
+def write_config(folder, config):
+    flags = {key: value for key, value in config.items() if key != "split_seed"}
+    runs.write_text(folder / "config.yaml", yaml.safe_dump(flags, sort_keys=False))
+
+
 @utill.entry_point
 def main(argv=None):
     args = parse_args(argv)
@@ -283,7 +288,7 @@ def train(args, argv, signals, stack):
     folder, old = stack.enter_context(runs.run_folder(folder, args.overwrite, args.resume))
     config = {k: v for k, v in vars(args).items() if k not in ("config", "overwrite", "resume", "run_dir")}
     if split.get("split_seed", args.seed) != args.seed:
-        config["split_seed"] = split["split_seed"]
+        config["split_seed"] = split["split_seed"]  # no flag: it follows from --init_from
     constants = {"config": config, "data": loaders.facts._asdict(), "held_out": loaders.held}
     run = runs.Run(net, optimizer, scaler, device, folder, constants)
     environment = runs.environment(device, argv, engine=engine, amp=args.amp, data=loaders.record)
@@ -292,7 +297,7 @@ def train(args, argv, signals, stack):
             print(f"not as in {other}, so numbers may differ: {changed}")
     if old:
         run.restore(old, vars(parse_args([])), environment)
-        runs.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_config(folder, config)
         runs.note_resumed(folder, environment, epoch=run.epoch, step=run.step)
         if run.step == 0 and run.best and run.best["epoch"] == run.epoch:
             runs.save_checkpoint(folder / "best.pth.tar", old)  # it may have been killed before it did
@@ -308,7 +313,7 @@ def train(args, argv, signals, stack):
             runs.forget_results(folder)  # they would be those of a shorter run
     else:
         print(*told, sep="\n", end="\n" if told else "")
-        runs.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_config(folder, config)
         runs.write_json(folder / "environment.json", environment)
     new = "; no run to go on with, a new one begins" if args.resume and not old else ""
     print(f"run folder {folder}{new}; {sum(p.numel() for p in net.parameters()):,} parameters; {device}")

@@ -191,6 +191,9 @@ def test_a_run_that_starts_from_weights_holds_out_what_they_were_not_trained_on(
     second = run_on(folders, "here", *start)
     assert pictures(second) == pictures(first)
     assert nets.known_data(second)["split_seed"] == 0
+    again = run_on(folders, "here", "--overwrite --config", folders / "run" / "config.yaml")
+    assert pictures(again) == pictures(first)
+    assert pictures(run_on(folders, "here", "--resume --num_epochs 2", *start)) == pictures(first)
 
 
 def test_a_run_cannot_hold_out_what_the_weights_it_starts_from_were_trained_on(folders):
