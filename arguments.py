@@ -182,5 +182,6 @@ def parse_with_config(parser, argv=None):
                 raise ValueError("it must be a list of `flag: value` lines")
         parser.apply_config(values, file)
     args = parser.parse_args(argv)
-    parser.refuse_idle(args, argv)
+    if not getattr(args, "resume", False):  # a run of an older version may have begun with such a flag
+        parser.refuse_idle(args, argv)
     return args

@@ -150,6 +150,8 @@ def main(argv=None):
         raise UserError(f"--policy {args.policy}: {need}")
     loaders = data.build_loaders(args, train=False, **known)
     held_loader = data.held_out(args, settings, **known)
+    if args.policy != "gamma" and held_loader is None:
+        raise UserError(f"--policy {args.policy} needs the images held out of training: --data_dir must name its data")
     net = nets.load_net(args, checkpoint, loaders.facts, device)
     if args.policy == "gamma" and not net.gammas():
         raise UserError(f"{type(net).__name__} lists no layers() with a gamma per time-step: choose another --policy")

@@ -254,8 +254,8 @@ def weights_file(name):
 
 def read(path):
     """`runs.load_checkpoint`; of a net of weights/ with what its file does not hold: which images were held out."""
-    checkpoint, path = runs.load_checkpoint(path), Path(path)
-    if path.resolve().parent == SHIPPED and (name := WEIGHTS.get(path.stem, {}).get("held_out")):
+    checkpoint, path = runs.load_checkpoint(path), Path(path).resolve()
+    if path.parent == SHIPPED and (name := WEIGHTS.get(path.stem, {}).get("held_out")):
         with reading(SHIPPED / name):
             checkpoint["held_out"] = torch.from_numpy(np.load(SHIPPED / name, allow_pickle=False))
     return checkpoint
@@ -448,8 +448,13 @@ def known_data(checkpoint):
         return {}
     config, held = checkpoint["config"], checkpoint.get("held_out")
     seed = config.get("split_seed", config.get("seed"))  # the first of a net that started from another run's
-    held = held if torch.is_tensor(held) and held.dtype == torch.uint8 and held.shape[1:] == (8,) else None
-    return {"facts": DataFacts(**checkpoint["data"]), "split_seed": None if seed is None else int(seed), "held": held}
+    if not torch.is_tensor(held) or held.dtype != torch.uint8 or held.shape[1:] != (8,) or not held.is_contiguous():
+        held = None
+    try:
+        seed = None if seed is None else arguments.seed(str(seed))
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"the checkpoint's seed: {error}") from None
+    return {"facts": DataFacts(**checkpoint["data"]), "split_seed": seed, "held": held}
 
 
 def known_split(args, path, resumed):
@@ -466,6 +471,10 @@ def known_split(args, path, resumed):
         return {}  # `Run.restore` says why it is refused
     if config.get("dvs_split", args.dvs_split) != args.dvs_split:
         raise UserError(f"--dvs_split {args.dvs_split}: {path} was trained with {config['dvs_split']}: give the same")
-    if not config.get("val_fraction") and known["held"] is None:  # an older file
-        known["held"] = torch.zeros(0, 8, dtype=torch.uint8)
+    part = trained_with(path, checkpoint)["val_fraction"]
+    if known["held"] is None and args.val_fraction > part:  # an older file
+        raise UserError(f"--val_fraction {args.val_fraction:g}: {path} was trained with {part:g}: give no more")
+    elsewhere = Path(str(config.get("data_dir"))).resolve() != Path(args.data_dir).resolve()
+    if args.dataset == "imagefolder" and elsewhere and not part:
+        return {}  # other images, as far as can be told
     return {key: known[key] for key in ("split_seed", "held")}

@@ -40,7 +40,7 @@ RESUMABLE = ("num_workers", "data_dir", "data_on_device", "save_every", "train_d
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module")  # where others keep a state dict
 PREFIXES = ("module", "_orig_mod", "model", "net")  # of DataParallel, of torch.compile, of a wrapper's attribute
 RUN_FILES = ("config.yaml", "environment.json", "log.jsonl", "last.pth.tar", "best.pth.tar", "result.json")
-MEASURED = ("result.json", "early_exit*.json", "early_exit*.png", "averaged.json", "analysis.json")  # of a trained net
+MEASURED = ("result.json", "early_exit*.json", "early_exit*.png", "averaged.json", "analysis.*")  # of a trained net
 
 
 # ---- Writing -----------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ def run_folder(path, overwrite=False, resume=False):
             old += (path / "tensorboard").glob("events.out.tfevents.*")
         for file in [*old, *(half for name in RUN_FILES for half in path.glob(f".{name}.*"))]:
             file.unlink()
-        if checkpoint is None:
+        if overwrite:
             forget_results(path)
         yield path, checkpoint
 
@@ -484,7 +484,7 @@ class Run:
             free |= {"num_epochs"} if theirs["num_epochs"] <= ours["num_epochs"] else set()
             if checkpoint["global_step"] >= theirs["num_epochs"] > ours["num_epochs"]:
                 ours["num_epochs"] = theirs["num_epochs"]  # nothing to do: it stays a run of all its epochs
-            odd = [k for k in sorted(theirs.keys() | ours.keys()) if theirs.get(k) != ours.get(k)]
+            odd = [k for k in sorted((theirs.keys() | ours.keys()) - {"split_seed"}) if theirs.get(k) != ours.get(k)]
             changes = [f"--{k} was {theirs.get(k)} and is now {ours.get(k)}" for k in odd if k not in free]
             changes += [f"the data have another {k}" for k, v in known.items() if checkpoint["data"][k] != v]
             if words := ", ".join(changes):

@@ -144,8 +144,12 @@ def read_run(folder):
         read(folder / "result.json", keys={key: LOST[key]})
     run["config"] = read(folder / "config.yaml", yaml.safe_load, BOTH | {"num_epochs": COUNT})
     environment = read(folder / "environment.json", keys={"command": str})
-    again = [one.get("command") for one in environment.get("resumed", [])]  # older records do not say it
-    command = again[-1] if again and again[-1] else environment["command"]  # it may have asked for more epochs
+    commands = [environment["command"], *(one.get("command") for one in environment.get("resumed") or [])]
+    epochs = lambda command: flags_of(command, folder).get("num_epochs")  # noqa: E731
+    fits = [
+        one for one in commands if one and epochs(one) == run["config"]["num_epochs"]
+    ]  # one may have asked for more
+    command = fits[0] if fits else commands[0]
     now = {k: v for k, v in flags_of(command, folder).items() if k not in RESUMABLE and v not in (None, "auto")}
     agree(folder, BOTH, "result.json", run, "config.yaml", run["config"])
     agree(folder, ["name"], "result.json", {"name": f"seed{run['seed']}"}, "the folder", {"name": folder.name})

@@ -171,16 +171,39 @@ def test_a_run_that_goes_on_with_files_in_another_order_holds_out_the_same_image
     assert pictures(run_on(folders, "here", "--resume --num_epochs 2")) == pictures(before)
 
 
-def test_images_held_out_that_are_not_there_are_asked_for(folders):
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_images_held_out_that_are_not_there_are_asked_for(folders, count):
     run_on(folders, "there")
     for label in ("a", "b"):
-        for i in range(8):
+        for i in range(count):
             (folders / "here" / "train" / label / f"{i:02}.png").unlink()
     outcome = call(
         early_exit.main, folders / "run" / "best.pth.tar", "--policy confidence --data_dir", folders / "here"
     )
     assert outcome.code == 2
-    assert "is not the data of the training, which held out 6 images" in outcome.err[0]
+    assert "--policy confidence needs the images held out of training" in outcome.err[0]
+    assert call(early_exit.main, folders / "run" / "best.pth.tar", "--data_dir", folders / "here").code == 0
+
+
+def test_some_images_held_out_may_have_other_pixels(folders, monkeypatch):
+    monkeypatch.setattr(data, "MOST", 0.8)
+    checkpoint = run_on(folders, "there")
+    for path in (folders / "here" / "train").rglob("*.png"):
+        pixels = np.asarray(Image.open(path))
+        if tuple(data.fingerprints([pixels.transpose(2, 0, 1)], [0])[0].tolist()) in pictures(checkpoint):
+            Image.fromarray(255 - pixels).save(path)  # one of the six
+            break
+    assert held_again(folders, checkpoint, "here") < pictures(checkpoint)
+    assert len(held_again(folders, checkpoint, "here")) == 5
+
+
+def test_weights_of_other_images_leave_the_split_free(folders):
+    run_on(folders, "there")
+    os.rename(folders / "run", folders / "first")
+    for path in (folders / "here").rglob("*.png"):
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    second = run_on(folders, "here", "--init_from", folders / "first" / "best.pth.tar")
+    assert len(pictures(second)) == 6
 
 
 @pytest.mark.parametrize("seed", [0, 5])
@@ -202,7 +225,7 @@ def test_a_run_cannot_hold_out_what_the_weights_it_starts_from_were_trained_on(f
     start = "--init_from", folders / "first" / "best.pth.tar", "--data_dir", folders / "there"
     outcome = call(train.main, HELD, "--device cpu --run_dir", folders / "run", *start)
     assert outcome.code == 2
-    assert "0 of the images that the earlier training held out are in" in outcome.err[0]
+    assert "the earlier training held out no images" in outcome.err[0]
     assert not (folders / "run").exists()
 
 
