@@ -82,6 +82,7 @@ OPTIMIZER = ("optimizer", "lr", "lr_schedule", "warmup_epochs", "momentum", "wei
 OPTIMIZER += ("precise_bn",)  # statistics of its own for testing
 MACHINE = ("seed", "device", "engine", "save_memory", "cuda_graph", "deterministic", "amp", "config", "run_dir")
 MINI, BNS = "cifar10_mini_vgg9", ("bn", "bn_averaged")
+MINIS = {MINI: "CIFAR-10", "cifar100_mini_vgg11": "CIFAR-100"}
 HYBRIDS = "hybrid", "hybrid_scratch"
 MINI_TABLES = {1: (*BNS, "none"), 4: (*BNS, "tdbn", "tebn", "plif_bn"), 5: ("ln",)}
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
@@ -269,15 +270,15 @@ def comparisons(found):
 
 def orderings(found):
     """A sentence for each of the paper's tables that the mini protocol stands for: is BNTT ahead, as in the paper?"""
-    pairs = {other.removeprefix(f"{MINI}_"): pair for one, other, pair in rivals(found) if one == MINI}
     seen = lambda mean, half, n: f"{interval(mean, half).removesuffix(')')}{' (' if half is None else ', '}n = {n})"  # noqa: E731
     lines = []
-    for number, others in MINI_TABLES.items():
+    for number, mini in itertools.product(MINI_TABLES, MINIS):
         verdicts, told = {}, []
-        for other in [other for other in others if other in pairs]:
+        pairs = {other.removeprefix(f"{mini}_"): pair for one, other, pair in rivals(found) if one == mini}
+        for other in [other for other in MINI_TABLES[number] if other in pairs]:
             mean, half, n = pairs[other]
             told.append(f"{other} {seen(mean, half, n)}")
-            trained = paired(in_training(found[MINI]), in_training(found[f"{MINI}_{other}"]))
+            trained = paired(in_training(found[mini]), in_training(found[f"{mini}_{other}"]))
             behind = trained and trained[0] < 0 and apart(*trained[:2])
             key = "it cannot be told against"
             if apart(mean, half):
@@ -287,7 +288,8 @@ def orderings(found):
             verdicts.setdefault(key, []).append(other)
         if told:
             verdict = "; ".join(f"{key} {', '.join(names)}" for key, names in verdicts.items())
-            lines.append(filled(f"Table {number}, BNTT ahead: BNTT minus {', '.join(told)}: {verdict}."))
+            where = f"Table {number}, {MINIS[mini]}, BNTT ahead"
+            lines.append(filled(f"{where}: BNTT minus {', '.join(told)}: {verdict}."))
     start, scratch = ({run["seed"]: run["test_acc"] for run in found.get(f"{MINI}_{name}", [])} for name in HYBRIDS)
     if pair := paired(start, scratch):
         told = f"Hybrid training from a converted net minus that net from scratch, on as many images: {seen(*pair)}. "
@@ -298,13 +300,13 @@ def orderings(found):
 def mini_limits(run):
     """What the mini protocol, that of this run, cannot carry."""
     config = run["config"]
-    what = f"{config['dataset']}, {config['encoding']} encoding, T = {run['num_steps']}"
+    what = f"{config['encoding']} encoding, T = {run['num_steps']}"
     what += f", {config['num_epochs']} epochs of {run['train_images']:,} images"
-    return f"""These are rows of the mini protocol ({what}), each
-at the best learning rate of [a small search](rates), whose grid ends at the rate of most of them; bn_averaged takes
-that of bn. In training each batch and time-step has statistics of its own, in a test all time-steps of one BN share
-theirs: where it is ahead in training and behind in tests, it is the sharing that fails, of averaged statistics too.
-Nothing is told of full training, nor of Poisson spikes at T = 25.
+    return f"""These are rows of the mini protocol ({what}), each at the best learning
+rate of [a small search](rates) on CIFAR-10, whose grid ends at the rate of most of them; bn_averaged takes that of bn.
+In training each batch and time-step has statistics of its own, in a test all time-steps of one BN share theirs: where
+it is ahead in training and behind in tests, it is the sharing that fails, of averaged statistics too. Nothing is told
+of full training, nor of Poisson spikes at T = 25.
 """
 
 
