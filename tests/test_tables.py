@@ -310,7 +310,8 @@ def test_the_sentence_of_a_table_says_against_whom_its_order_holds(place):
     paragraphs = (place.results / "README.md").read_text().split("\n\n")
     (line,) = (" ".join(text.split()) for text in paragraphs if text.startswith("Table 4, CIFAR-10, BNTT ahead"))
     assert line == (
-        "Table 4, CIFAR-10, BNTT ahead: BNTT minus bn +9.95 (+9.31 to +10.59, n = 2), tdbn -2.05 (-2.69 to -1.41, n = 2), "
+        "Table 4, CIFAR-10, BNTT ahead: "
+        "BNTT minus bn +9.95 (+9.31 to +10.59, n = 2), tdbn -2.05 (-2.69 to -1.41, n = 2), "
         "tebn +0.00 (-12.71 to +12.71, n = 2): it holds in tests alone, as BNTT is behind in training, against bn; "
         "it does not against tdbn; it cannot be told against tebn."
     )
