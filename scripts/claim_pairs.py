@@ -52,7 +52,8 @@ NEURONS = ("hard_reset", "alpha_0.1", "alpha_1", "dropout_0.2")
 CHANGES = {  # {row: what it changes of `base`}
     **{name: {"neuron": name} for name in NEURONS},
     **{name: {"norm": norm} for name, norm in (("beta", "bntt_beta"), ("none", "none"), ("bn", "bn"))},
-    "ann": {"arch": "vgg9_ann", "num_steps": 1, "norm": "none", "encoding": "direct", "dropout": 0.2},
+    "ann": {"arch": "vgg9_ann", "num_steps": 1, "norm": "none", "encoding": "direct", "dropout": 0.2,
+            "num_epochs": 8},
     "base_3": {"num_epochs": 3}, "tet": {"loss": "tet"}, "logits_sum": {"logit_scale": 12.0},
     **{name: {"num_steps": T} for T, name in TERNARY.items() if name != "base"},
     **{name: {"num_steps": T, "norm": "bn"} for T, name in ONE_BN.items() if name != "bn"},

@@ -35,7 +35,7 @@ recipe() {
     logits_sum) flags+=(--logit_scale 12) ;; # T: the voltage after T steps itself, as in eq. 5
     none | bn) flags+=(--norm "$1") ;;
     base_3) flags+=(--num_epochs 3) ;;
-    ann) flags+=(--arch vgg9_ann --num_steps 1 --dropout 0.2) ;;
+    ann) flags+=(--arch vgg9_ann --num_steps 1 --dropout 0.2 --num_epochs 8) ;;
     bn_T*) flags+=(--norm bn --num_steps "${1#bn_T}") ;;
     T*) flags+=(--num_steps "${1#T}") ;;
     direct_T*) flags+=(--encoding direct --num_steps "${1#direct_T}") ;;
