@@ -15,9 +15,9 @@ from utill import reading
 PAIRS = [
     ("bntt_T25", "ann", "BNTT, 25 Poisson steps, is more robust than no spikes"),
     ("bntt_T4", "ann", "BNTT, 4 direct steps, is more robust than no spikes"),
-    ("base_16", "ann_16", "BNTT, 12 Poisson steps at 16x16, is more robust than no spikes"),
-    ("base_3_16", "none_16", "BNTT, 12 Poisson steps at 16x16, is more robust than no normalisation"),
-    ("base_3_16", "bn_16", "BNTT, 12 Poisson steps at 16x16, is more robust than one BN"),
+    ("base_16", "ann_16", "BNTT, T = 12, 16x16, is more robust than no spikes"),
+    ("base_3_16", "none_16", "BNTT, T = 12, 16x16, is more robust than no normalisation"),
+    ("base_3_16", "bn_16", "BNTT, T = 12, 16x16, is more robust than one BN"),
 ]
 CLEAN = "as they are"
 UNLIKE = 3.0  # points of accuracy between two nets on images as they are, from which on attacks cannot compare them
@@ -90,9 +90,9 @@ def robust_claims(nets):
         for kind in dict.fromkeys(what.split(",")[0] for what in both if what != CLEAN):
             whats = [what for what in both if what.startswith(kind)]
             found = [difference(nets[one][what], nets[other][what]) for what in whats]
-            told = "; ".join(f"{what.split(', ')[1]}: {mean:+.2f} ({low:+.2f} to {high:+.2f})"
+            told = "; ".join(f"{what.split(', ')[1]}: {mean:+.1f} ({low:+.1f} to {high:+.1f})"
                              for what, (mean, low, high) in zip(whats, found, strict=True))  # fmt: skip
-            seen = f"[{one} - {other}](claims/robustness.md) {told}; {CLEAN}: {apart:+.2f}"
+            seen = f"[{one} - {other}](claims/robustness.md) {told}; {CLEAN}: {apart:+.1f}"
             better, worse = (all(low > 0 for _, low, _ in found), all(high < 0 for *_, high in found))
             answer = OPEN if abs(apart) > UNLIKE else HOLDS if better else FAILS if worse else OPEN
             claims.append(Claim("4.7", f"{text}: {kind}", seen, 1, answer, nets[one][whats[0]][1], "one pair of nets"))

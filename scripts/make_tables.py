@@ -42,7 +42,8 @@ another recipe: the same net, data and T, trained otherwise, as where the paper'
 """
 PAGE = """# The paper's tables, and our runs of their rows
 
-{}
+{}minus its ANN (N): accuracy less that of the net it was converted from, on N test images, with the 95 % interval.
+
 # BNTT against others on the same data
 
 Accuracy of BNTT minus that of the other, in points: the mean over runs of the same seed, with the 95 % interval of a
@@ -339,7 +340,7 @@ def ours(runs, link):
         text += f"<br>{count} images" + (f": {low:.1f} to {high:.1f}" if len(runs) == 1 else "")
     if all(run.keys() >= {"difference", "half_interval"} for run in runs):
         lost = ", ".join(interval(run["difference"], run["half_interval"]) for run in runs)
-        text += f"<br>minus the net without spikes, on {count:,} images: {lost}"
+        text += f"<br>minus its ANN ({count:,}): {lost}"
     if exits:
         steps, thresholds = [x["exit_step"] for x in exits], {x["gamma_threshold"] for x in exits}
         exited = f"exit at {mean_and_deviation(steps, '.4g')}: {mean_and_deviation([x['acc_exit'] for x in exits])}"

@@ -283,7 +283,7 @@ def test_robustness_is_told_of_the_worst_attack_and_judged_beside_the_net_withou
     high = 30 + math.hypot(wilson(40, 100)[1] - 40, 10 - wilson(10, 100)[0])
     assert row[1:3] == [
         "BNTT, 25 Poisson steps, is more robust than no spikes: FGSM",
-        f"[bntt_T25 - ann](claims/robustness.md) 8/255: +30.00 ({low:+.2f} to {high:+.2f}); as they are: +0.00",
+        f"[bntt_T25 - ann](claims/robustness.md) 8/255: +30.0 ({low:+.1f} to {high:+.1f}); as they are: +0.0",
     ]
     assert row[3:] == ["one pair of nets, 100 images", "holds, in one pair of nets"]
     assert place.rows("claims/robustness.md", "images") == [

@@ -185,7 +185,7 @@ def test_another_norm_neuron_or_order_is_another_method_with_a_learning_rate_of_
 
 def test_a_converted_net_is_set_beside_its_ann(place):
     place.run(ann_acc=91.0, difference=-1.0, half_interval=0.25, count=5000)
-    assert place.cells()[3].endswith("<br>minus the net without spikes, on 5,000 images: -1.00 (-1.25 to -0.75)")
+    assert place.cells()[3].endswith("<br>minus its ANN (5,000): -1.00 (-1.25 to -0.75)")
 
 
 @pytest.mark.parametrize("changes", [{"difference": None}, {"half_interval": "much"}])
