@@ -408,7 +408,7 @@ def kernels():
             packed = torch.empty(shape.pooled, dtype=torch.uint8, device=DEVICE)
             triton.statistics(x, shape)
             triton.lif_forward(x, shape, a, a, membrane.clone(), True, packed)
-            delta, *_ = triton.lif_backward(x, shape, a, a, a, membrane, grad, carry, True, True)
+            delta, _ = triton.lif_backward(x, shape, a, a, a, membrane, grad, carry, True, 2)
             triton.affine(delta, x, shape, a, a, a)
             triton.unpack(packed, 1.0, dtype)
     if not TOY:

@@ -142,7 +142,7 @@ def _run(run, encode, training):
     weights = [*(layer.synapse.weight for layer in run.layers), run.net.readout.weight]
     if run.grad_enabled or training:
         scales, shifts = zip(*run.scales, strict=True)
-        yield FusedVoltages.apply(run, encode(0, run.steps), *weights, *scales, *shifts)
+        yield FusedVoltages.apply(run, encode(0, run.steps), *weights, *scales, *shifts, *run.leaks)
         return
     weights, readout = run.prepared(weights)
     membranes, voltage, kept = None, 0.0, slice(None)

@@ -5,6 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 
 class Unsupported(Exception):
     """Why the fused engine cannot run a net here, in one sentence."""
@@ -21,7 +23,7 @@ class Shape(NamedTuple):
     pool: int
     fire_first: bool
     hard_reset: bool
-    leak: float
+    leak: float | torch.Tensor  # a number in a tensor where it is learnt
     threshold: float
     alpha: float  # of the surrogate gradient
 

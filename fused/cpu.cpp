@@ -157,22 +157,24 @@ static void lif_forward(const Layer &l, const S *x, const A *scale, const A *shi
     }
 }
 
+// sums: of `count` kinds, [T][C] each: of delta, of delta (x - centre), of delta and the membrane before the step.
 template <class S, class A, bool FIRE_FIRST, bool HARD>
 static void lif_backward(const Layer &l, const S *x, const A *scale, const A *shift, const A *centre, const A *membrane,
-                         const S *grad, A *carry, int start, S *delta, double *sum_delta, double *sum_product) {
+                         const S *grad, A *carry, int start, S *delta, int64_t count, double *sums) {
     const Strips strips(l, l.T);
     const int64_t N = l.B * l.H * l.W, C = l.C, T = l.T, outs = strips.outputs(), width = strips.width;
     const int64_t items = strips.items(), size = strips.pixels() * width;
     const A leak = l.leak, threshold = l.threshold, inverse = A(1) / threshold;
     const A slope = A(l.alpha) * inverse / A(l.pool * l.pool);
-    std::vector<A> partial(items * 2 * T * C, A(0));
+    const int64_t kinds = std::max<int64_t>(2, count);
+    std::vector<A> partial(items * kinds * T * C, A(0));
 #pragma omp parallel for schedule(dynamic)
     for (int64_t item = 0; item < items; item++) {
         // u: where each neuron decides, at every step; kept: x, read from memory once
         std::vector<A> decisions(T * size), state(size), backward(size), grads((strips.across / l.pool + 1) * width, A(0));
         std::vector<S> kept(T * size);
         const A *none = &grads[strips.across / l.pool * width];
-        A *first = &partial[item * 2 * T * C], *second = first + T * C;
+        A *first = &partial[item * kinds * T * C], *second = first + T * C, *third = second + T * C;
         const int64_t last = std::min(strips.count(), (item + 1) * strips.per_item());
         for (int64_t i = item * strips.per_item(); i < last; i++)
             for (int64_t c0 = 0; c0 < C; c0 += width) {
@@ -225,6 +227,8 @@ static void lif_backward(const Layer &l, const S *x, const A *scale, const A *sh
                             S *out = delta + t * N * C + at(y, j);
                             A *d = &backward[p];
                             if (t > 0) prefetch_to_write(out - N * C, block);
+                            if (kinds > 2 && FIRE_FIRST)
+                                for (int64_t c = 0; c < block; c++) third[t * C + c0 + c] += d[c] * decides[c];
 #pragma omp simd
                             for (int64_t c = 0; c < block; c++) {
                                 const A h = A(1) - std::abs(decides[c] * inverse - A(1));
@@ -236,6 +240,12 @@ static void lif_backward(const Layer &l, const S *x, const A *scale, const A *sh
                                 s1[c] += here;
                                 s2[c] += here * (load(keep[c]) - mid[c]);
                             }
+                            if (kinds > 2 && !FIRE_FIRST && (t > 0 || membrane))
+                                for (int64_t c = 0; c < block; c++) {
+                                    const A v = t > 0 ? decisions[(t - 1) * size + p + c] : membrane[at(y, j) + c];
+                                    const A lost = t == 0 || !(v > threshold) ? A(0) : HARD ? v : threshold;
+                                    third[t * C + c0 + c] += d[c] * (v - lost);
+                                }
                         }
                 }
                 if (carry)
@@ -246,16 +256,10 @@ static void lif_backward(const Layer &l, const S *x, const A *scale, const A *sh
                         }
             }
     }
-    if (!sum_delta) return;
 #pragma omp parallel for
-    for (int64_t k = 0; k < T * C; k++) {
-        double s1 = 0, s2 = 0;
-        for (int64_t item = 0; item < items; item++) {
-            s1 += partial[item * 2 * T * C + k];
-            s2 += partial[(item * 2 + 1) * T * C + k];
-        }
-        sum_delta[k] = s1;
-        sum_product[k] = s2;
+    for (int64_t k = 0; k < count * T * C; k++) {
+        sums[k] = 0;
+        for (int64_t item = 0; item < items; item++) sums[k] += partial[item * kinds * T * C + k];
     }
 }
 
@@ -335,12 +339,12 @@ static void unpack(int64_t count, const uint8_t *packed, S *spikes, A share) {
         pass(*l, x, scale, shift, membrane, start, spikes, packed);                                                      \
     }                                                                                                                   \
     extern "C" void lif_backward_##NAME(const Layer *l, const S *x, const A *scale, const A *shift, const A *centre,    \
-                                        const A *membrane, const S *grad, A *carry, int start, S *delta, double *s1,     \
-                                        double *s2) {                                                                   \
+                                        const A *membrane, const S *grad, A *carry, int start, S *delta, int64_t count, \
+                                        double *sums) {                                                                 \
         auto pass = l->fire_first   ? lif_backward<S, A, true, false>                                                   \
                     : l->hard_reset ? lif_backward<S, A, false, true>                                                   \
                                     : lif_backward<S, A, false, false>;                                                 \
-        pass(*l, x, scale, shift, centre, membrane, grad, carry, start, delta, s1, s2);                                  \
+        pass(*l, x, scale, shift, centre, membrane, grad, carry, start, delta, count, sums);                            \
     }                                                                                                                   \
     extern "C" void statistics_##NAME(int64_t T, int64_t N, int64_t C, const S *x, double *mean, double *variance) {    \
         statistics<S, A>(T, N, C, x, mean, variance);                                                                   \

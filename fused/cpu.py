@@ -86,16 +86,16 @@ class CpuPasses:
         return spikes
 
     def lif_backward(self, x, shape, a, b, centre, membrane, grad, carry, start, sums):
-        """(delta [T, N, C] in scratch memory, S1, S2), S1 and S2 float64 [T, C], or None without `sums`.
+        """(delta [T, N, C] in scratch memory, sums): S1, S2, and S3 if `sums` is 3, float64 [sums, T, C].
 
         membrane: None, or that before the first step. grad: of the pooled spikes. carry: None, or the
         membrane's gradient, read if `start` (after the last step) and left as it is before the first.
         """
         delta = self.scratch("a", shape.full, x.dtype)
-        s1, s2 = torch.empty(2, shape.T, shape.C, dtype=torch.float64, device="cpu") if sums else (None, None)
-        arguments = (a, b, centre, membrane, grad, carry, int(start), delta, s1, s2)
+        found = torch.empty(sums, shape.T, shape.C, dtype=torch.float64, device="cpu")
+        arguments = (a, b, centre, membrane, grad, carry, int(start), delta, ctypes.c_int64(sums), found)
         self._call("lif_backward", x.dtype, shape, x, *arguments)
-        return delta, s1, s2
+        return delta, found
 
     def affine(self, delta, x, shape, k1, k2, k3):
         """delta <- k1 delta + k2 x + k3 in place; k1, k2, k3: [T, C]."""

@@ -98,8 +98,8 @@ def _layer(layer, num_steps, save_memory):
         return f"does not know what else is in the normalisation {type(norm).__name__}"
     if save_memory and not norm.per_step:
         return f"cuts time into blocks to save memory, and {type(norm).__name__} takes its statistics over all of it"
-    if not _knows_neuron(lif):
-        return f"does not know the neuron {type(lif).__name__}" + (" with parameters" if type(lif) is LIF else "")
+    if not _knows_neuron(lif, synapse.weight.device):
+        return f"does not know the neuron {type(lif).__name__}" + (" as it was changed" if type(lif) is LIF else "")
     if not _knows_pool(pool):
         return f"does not know the pool of {name}, {_short(pool)}"
     return (
@@ -204,19 +204,25 @@ def _knows_batch_norms(norms, beta, synapse):
     )
 
 
-def _knows_neuron(lif):
-    """Whether a neuron goes through time by LIF's own code, its leak and threshold are numbers, and a class of our own
-    files says how a step goes."""
+def _knows_neuron(lif, device):
+    """Whether a neuron goes through time by LIF's own code, its leak and threshold are numbers or learnt ones, and a
+    class of our own files says how a step goes."""
     if not _is_ours(lif) or lif._buffers or lif._modules:
         return False
     if any(inspect.getattr_static(type(lif), n, None) is not inspect.getattr_static(LIF, n, None) for n in NEURON_CODE):
         return False
-    if any(hasattr(type(lif), name) for name in ("leak", "threshold", "spike_order", "delay", "alpha")):  # may be code
+    if any(hasattr(type(lif), name) for name in ("spike_order", "delay", "alpha")):  # may be code
         return False
-    constants = [*map(vars(lif).get, ("leak", "threshold")), vars(lif).get("alpha", model.SURROGATE_ALPHA)]
+    constants = [getattr(lif, "alpha", model.SURROGATE_ALPHA)]
+    for name in ("leak", "threshold"):
+        value = getattr(lif, name)
+        if type(value) not in (torch.Tensor, nn.Parameter):
+            constants.append(vars(lif).get(name))  # None where code computes it
+        elif value.ndim or not value.is_floating_point() or value.device != device:
+            return False
     numbers = all(type(x) in (int, float) and 0 < x < float("inf") for x in constants)
     known = numbers and type(inspect.getattr_static(lif, "hard_reset", False)) is bool
-    return known and not lif._parameters and lif.delay == (lif.spike_order == LIF.ORDERS[1])
+    return known and lif.delay == (lif.spike_order == LIF.ORDERS[1])
 
 
 def _knows_pool(pool):
@@ -292,7 +298,7 @@ def _kind(net):
     Raises `Unsupported` where one of them holds what may change unseen.
     """
     parts = (
-        (type(norm), settings_of(norm), type(lif), settings_of(lif), type(pool), type(synapse),
+        (type(norm), settings_of(norm), type(lif), settings_of(lif), *lif._parameters, type(pool), type(synapse),
          *(getattr(part, "kernel_size", None) for part in (pool, synapse)))
         for _, synapse, norm, lif, pool in net.layers()
     )  # fmt: skip
@@ -375,7 +381,7 @@ def _twin(net, size=1.0):
     ranges["scale"] = (0.6, 1.6)  # of a time-step
     for layer in twin.layers():
         if not layer.norm.batch_norms(1):
-            layer.synapse.weight.data *= 2.5 * size * layer.lif.threshold
+            layer.synapse.weight.data *= 2.5 * size * torch.as_tensor(layer.lif.threshold).detach()
         for name, value in [*layer.norm.named_parameters(), *layer.norm.named_buffers()]:
             if value.is_floating_point():
                 value.data.uniform_(*ranges.get(name.rpartition(".")[2], (-0.2, 0.2)))

@@ -85,21 +85,29 @@ def _vector(v, t, c, C):
 
 
 @triton.jit
-def _step(m, current, LEAK: tl.constexpr, THETA: tl.constexpr, FIRE_FIRST: tl.constexpr, HARD: tl.constexpr):
-    """One time-step of the neurons: (voltage that decides, spikes, membrane after)."""
-    u = m if FIRE_FIRST else LEAK * m + current
+def _left(m, leak, LEAK: tl.constexpr):
+    """LEAK * m, or the number that lies at `leak` times m, where that is not None."""
+    return LEAK * m if leak is None else tl.load(leak) * m
+
+
+@triton.jit
+def _step(m, left, current, THETA: tl.constexpr, FIRE_FIRST: tl.constexpr, HARD: tl.constexpr):
+    """One time-step of the neurons, of whose membrane m `left` is left by the leak: (voltage that decides, spikes,
+    membrane after)."""
+    u = m if FIRE_FIRST else left + current
     spikes = (u > THETA).to(m.dtype)
-    m = u * (1.0 - spikes) if HARD else (LEAK * u + current if FIRE_FIRST else u) - THETA * spikes
+    m = u * (1.0 - spikes) if HARD else (left + current if FIRE_FIRST else u) - THETA * spikes
     return u, spikes, m
 
 
 @_kernel
 def _lif_forward(
-    x, a, b, membrane, spikes, packed, T, B, H, W, C,
+    x, a, b, membrane, spikes, packed, leak, T, B, H, W, C,
     LEAK: tl.constexpr, THETA: tl.constexpr, FIRE_FIRST: tl.constexpr, HARD: tl.constexpr, START: tl.constexpr,
     POOL: tl.constexpr, P: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """P windows, all time-steps. membrane [N, C] or None: read if START, and written. packed: or None.
+    """P windows, all time-steps. membrane [N, C] or None: read if START, and written. packed: or None. leak: LEAK where
+    it is learnt, or None.
 
     The pixels of a window are tiles [P, BC] of their own, one after the other: as one tile, its sum over them goes
     from thread to thread.
@@ -125,7 +133,7 @@ def _lif_forward(
         count, after = tl.zeros([P, BC], a.dtype.element_ty), ()
         for q in tl.static_range(POOL * POOL):
             v = tl.load(x + t * full + places[q], mask=exist[q], other=0.0).to(count.dtype)
-            _, spikes_q, m_q = _step(m[q], gain * v + offset, LEAK, THETA, FIRE_FIRST, HARD)
+            _, spikes_q, m_q = _step(m[q], _left(m[q], leak, LEAK), gain * v + offset, THETA, FIRE_FIRST, HARD)
             count, after = count + spikes_q, after + (m_q,)
         m = after
         share = count * (1.0 / (POOL * POOL))
@@ -139,7 +147,7 @@ def _lif_forward(
 
 @_kernel
 def _lif_backward(
-    x, a, b, centre, membrane, grad, carry, delta, partial, borders, scratch, T, B, H, W, C, tiles,
+    x, a, b, centre, membrane, grad, carry, delta, partial, borders, scratch, leak, earlier, T, B, H, W, C, tiles,
     LEAK: tl.constexpr, THETA: tl.constexpr, ALPHA: tl.constexpr, FIRE_FIRST: tl.constexpr, HARD: tl.constexpr,
     START: tl.constexpr, CHUNK: tl.constexpr, POOL: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -152,10 +160,12 @@ def _lif_backward(
     are used again for its next tile, so they and the second reading of x are meant for the L2 cache:
     from and to memory go x, grad and delta, and x once more where T > CHUNK.
 
-    S1 and S2 of the program's tiles are added up in its own `partial[program, 0 or 1, t, c]` (or None).
+    S1, S2 and S3 of the program's tiles are added up in its own `partial[program, 0 to 2, t, c]` (or None). leak: LEAK
+    where it is learnt, or None, and `earlier`, as large as `scratch`, for the membranes before each step of a chunk.
     The barriers stand between writing and reading again what another thread of the program wrote.
     """
     SIZE: tl.constexpr = P * Q * BC
+    KINDS: tl.constexpr = 2 if earlier is None else 3
     acc = a.dtype.element_ty
     full, pooled = tl.cast(B * H * W, tl.int64) * C, tl.cast(B * (H // POOL) * (W // POOL), tl.int64) * C
     program, chunks = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), (T + CHUNK - 1) // CHUNK
@@ -163,8 +173,10 @@ def _lif_backward(
     within = row * BC + tl.arange(0, BC)[None, None, :]
     borders += tl.cast(program, tl.int64) * chunks * SIZE + within
     scratch += tl.cast(program, tl.int64) * CHUNK * SIZE + within
+    if earlier is not None:
+        earlier += tl.cast(program, tl.int64) * CHUNK * SIZE + within
     if partial is not None:
-        partial += tl.program_id(0) * 2 * T * C
+        partial += tl.program_id(0) * KINDS * T * C
     for i in range(tl.program_id(0), tiles, tl.num_programs(0)):
         c, inputs, inside, outputs, whole = _tile(i, B, H, W, C, POOL, P, Q, BC)
         m, d = tl.zeros([P, Q, BC], acc), tl.zeros([P, Q, BC], acc)
@@ -176,7 +188,8 @@ def _lif_backward(
         for k in range(1, chunks):
             for t in tl.range((k - 1) * CHUNK, k * CHUNK, num_stages=STAGES):
                 v = tl.load(x + t * full + inputs, mask=inside, other=0.0).to(acc)
-                _, _, m = _step(m, _vector(a, t, c, C) * v + _vector(b, t, c, C), LEAK, THETA, FIRE_FIRST, HARD)
+                gain, offset = _vector(a, t, c, C), _vector(b, t, c, C)
+                _, _, m = _step(m, _left(m, leak, LEAK), gain * v + offset, THETA, FIRE_FIRST, HARD)
             tl.store(borders + k * SIZE, m)
         for back in range(chunks):
             start = (chunks - 1 - back) * CHUNK
@@ -186,7 +199,10 @@ def _lif_backward(
             for s in tl.range(steps, num_stages=STAGES):
                 t = start + s
                 v = tl.load(x + t * full + inputs, mask=inside, other=0.0).to(acc)
-                u, _, m = _step(m, _vector(a, t, c, C) * v + _vector(b, t, c, C), LEAK, THETA, FIRE_FIRST, HARD)
+                gain, offset = _vector(a, t, c, C), _vector(b, t, c, C)
+                if earlier is not None:
+                    tl.store(earlier + s * SIZE, m)
+                u, _, m = _step(m, _left(m, leak, LEAK), gain * v + offset, THETA, FIRE_FIRST, HARD)
                 h = 1.0 - tl.abs(u * (1.0 / THETA) - 1.0)
                 h = tl.where(h < 0.0, 0.0, h)  # keeps a NaN
                 if HARD:  # spikes are told by the sign
@@ -202,7 +218,7 @@ def _lif_backward(
                     h = tl.where(h < 0.0, -1.0 - h, h)
                 g = tl.load(grad + t * pooled + outputs, mask=whole, other=0.0, eviction_policy="evict_first").to(acc)
                 fed = g * (ALPHA / (THETA * POOL * POOL)) * h  # eq. 8, and the pool's share
-                after = LEAK * d + fed
+                after = _left(d, leak, LEAK) + fed
                 if not FIRE_FIRST:
                     d = after
                 tl.store(delta + t * full + inputs, d.to(delta.dtype.element_ty), mask=inside)
@@ -215,6 +231,9 @@ def _lif_backward(
                     s2 += tl.load(to + T * C, mask=c < C, other=0.0)
                     tl.store(to, s1, mask=c < C)
                     tl.store(to + T * C, s2, mask=c < C)
+                    if earlier is not None:
+                        s3 = tl.sum(tl.reshape(d * tl.load(earlier + s * SIZE), [P * Q, BC]), 0)
+                        tl.store(to + 2 * T * C, s3 + tl.load(to + 2 * T * C, mask=c < C, other=0.0), mask=c < C)
                 d = after
         if carry is not None:
             tl.store(carry + inputs, d, mask=inside)
@@ -287,12 +306,13 @@ class TritonPasses:
         spikes = torch.empty(shape.pooled, dtype=x.dtype, device=x.device)
         P, BC = self.blocks(shape, x.dtype, triton.next_power_of_2(pool))
         tiles = triton.cdiv(B * triton.cdiv(H, pool) * triton.cdiv(W, pool), P)
-        constants = dict(POOL=pool, P=P, BC=BC) | _neuron(shape, start)
-        _launch(_lif_forward, (tiles, triton.cdiv(C, BC)), x, a, b, membrane, spikes, packed, *shape.full, **constants)
+        constants, leak = dict(POOL=pool, P=P, BC=BC) | _neuron(shape, start), _learnt_leak(shape, a)
+        tensors = (x, a, b, membrane, spikes, packed, leak)
+        _launch(_lif_forward, (tiles, triton.cdiv(C, BC)), *tensors, *shape.full, **constants)
         return spikes
 
     def lif_backward(self, x, shape, a, b, centre, membrane, grad, carry, start, sums):
-        """(delta, S1, S2): delta like x, and float64 [T, C] each, or None without `sums`.
+        """(delta, sums): delta like x, and S1, S2, and S3 if `sums` is 3, float64 [sums, T, C].
 
         grad: of the pooled spikes. centre: [T, C]. membrane: before the first step, or None at rest.
         carry: None, or [N, C], d of the step after the last, read if `start` and left as that of the first.
@@ -307,13 +327,14 @@ class TritonPasses:
         chunk = min(self.chunk, triton.next_power_of_2(T))
         borders = torch.empty(grid[0] * blocks, triton.cdiv(T, chunk), size, **wide)
         scratch = torch.empty(grid[0] * blocks, chunk, size, **half)
-        partial = torch.zeros(grid[0], 2, T, C, **wide) if sums else None
+        leak, partial = _learnt_leak(shape, a), torch.zeros(grid[0], sums, T, C, **wide) if sums else None
+        earlier = torch.empty(scratch.shape, **wide) if sums > 2 else None
         delta = torch.empty_like(x)
         _launch(
             _lif_backward, grid, x, a, b, centre, membrane, grad, carry, delta, partial, borders, scratch,
-            T, B, H, W, C, tiles, ALPHA=shape.alpha, CHUNK=chunk, **_neuron(shape, start), **tiling,
+            leak, earlier, T, B, H, W, C, tiles, ALPHA=shape.alpha, CHUNK=chunk, **_neuron(shape, start), **tiling,
         )  # fmt: skip
-        return (delta, *partial.sum(0, dtype=torch.float64)) if sums else (delta, None, None)
+        return delta, partial.sum(0, dtype=torch.float64) if sums else x.new_zeros(0, T, C)
 
     def affine(self, delta, x, shape, k1, k2, k3):
         """delta <- k1 delta + k2 x + k3 in place, coefficients [T, C]."""
@@ -345,9 +366,15 @@ class TritonPasses:
         return triton.cdiv(windows, P), dict(POOL=shape.pool, P=P, Q=Q, BC=BC)
 
 
+def _learnt_leak(shape, a):
+    """The leak in the dtype of arithmetic where it is learnt, which a kernel is not compiled anew for; else None."""
+    return shape.leak.to(a.dtype) if torch.is_tensor(shape.leak) else None
+
+
 def _neuron(shape, start):
+    leak = None if torch.is_tensor(shape.leak) else shape.leak
     kind = dict(FIRE_FIRST=shape.fire_first, HARD=shape.hard_reset)
-    return dict(LEAK=shape.leak, THETA=shape.threshold, START=bool(start)) | kind
+    return dict(LEAK=leak, THETA=shape.threshold, START=bool(start)) | kind
 
 
 def _wide(x):

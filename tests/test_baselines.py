@@ -434,11 +434,35 @@ def test_the_gradients_of_a_learnt_leak_and_threshold_are_those_of_a_loop():
 def test_a_learnt_leak_and_threshold_start_as_they_are_given():
     neuron = LearntLIF(0.8, 0.6).double()
     assert (neuron.leak.item(), neuron.threshold.item()) == pytest.approx((0.8, 0.6), abs=1e-7)
-    assert fused.why_not(make_net(neuron=LearntLIF)) == "the fused engine does not know the neuron LearntLIF"
 
 
-def test_the_engine_declines_plif_in_one_sentence():
-    assert fused.why_not(make_net(neuron=PLIF)) == "the fused engine does not know the neuron PLIF"
+@pytest.mark.parametrize("norm", ["bntt", "none", "tebn"])
+@pytest.mark.parametrize("order", LIF.ORDERS)
+@pytest.mark.parametrize("save_memory", [None, 2])
+@pytest.mark.parametrize("kind", [PLIF, LearntLIF])
+def test_learnt_leaks_and_thresholds_run_fused(kind, save_memory, order, norm):
+    save_memory = None if norm == "tebn" else save_memory
+    images, labels = torch.randn(3, 3, 8, 8, **DOUBLE) * 2, torch.arange(3)
+    both = [make_net(T=6, neuron=kind, spike_order=order, norm=nets.NORMS[norm]) for _ in range(2)]
+    for net in both:
+        for i, layer in enumerate(net.layers()):
+            layer.lif.leak = 0.6 + 0.1 * i  # of each layer another one
+            layer.lif.double()
+            for v in layer.lif.parameters():
+                v.data += 0.1
+            layer.synapse.weight.data *= 3 if norm == "none" else 1
+    assert fused.why_not(fused.attach(both[1], save_memory), save_memory) is None
+    plain = run(both[0], images, labels)
+    assert all(plain[1][f"lif_{layer.name}.{v}"].abs() > 0 for layer in net.layers() for v in layer.lif._parameters)
+    assert_equal(plain, run(both[1], images, labels))
+
+
+def test_thresholds_run_plain_where_a_run_ends_before_all_layers_fired():
+    images, labels = torch.randn(3, 3, 8, 8, **DOUBLE) * 2, torch.arange(3)
+    options = dict(T=6, neuron=LearntLIF, spike_order="fire_first")
+    plain, other = run(make_net(**options), images, labels, 2), fused.attach(make_net(**options))
+    with pytest.warns(UserWarning, match="learns leaks and thresholds in runs long enough to reach the output"):
+        assert_equal(plain, run(other, images, labels, 2))
 
 
 # ---- A residual net ----------------------------------------------------------------------------

@@ -200,6 +200,16 @@ def _(net, patch):
         layer.lif.threshold = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
 
 
+@change("neuron", "a learnable threshold that is negative")
+def _(net, patch):
+    net.lif_conv1.threshold = nn.Parameter(torch.tensor(-0.5, dtype=torch.float64))
+
+
+@change("neuron", "a learnable leak for each channel")
+def _(net, patch):
+    net.lif_conv1.leak = nn.Parameter(torch.linspace(0.5, 0.9, 8, dtype=torch.float64)[:, None, None])
+
+
 @change("neuron", "a threshold for each channel")
 def _(net, patch):
     net.lif_conv1.threshold = torch.linspace(0.5, 1.5, 8, dtype=torch.float64)[:, None, None]

@@ -457,7 +457,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
         passes, shape = fused_cpu.CpuPasses(), fused.Shape(4, 4, 8, 8, 20, 2, False, False, 0.9, 1.0, 0.3)
         torch.manual_seed(0)
         x, a, grad = torch.randn(shape.full), torch.rand(4, 20) + 0.5, torch.randn(shape.pooled)
-        delta, *sums = passes.lif_backward(x, shape, a, a, a, None, grad, None, False, True)
+        delta, sums = passes.lif_backward(x, shape, a, a, a, None, grad, None, False, 3)
         delta = passes.affine(delta, x, shape, a, a, a).clone()
         packed = torch.empty(shape.pooled, dtype=torch.uint8)
         spikes = passes.lif_forward(x, shape, a, a, None, False, packed, fresh=True)

@@ -71,7 +71,7 @@ def same(ours, theirs, dtype, ulps=2, what=""):
     assert error <= ulps * EPSILON[dtype], f"{what}: relative error {error:.1e} in {dtype}"
 
 
-def check_lif(device, dtype=torch.float32, state=True, start=True, sums=True, keep=True, sizes=None, **kind):
+def check_lif(device, dtype=torch.float32, state=True, start=True, sums=2, keep=True, sizes=None, **kind):
     """Forward and backward over one block of time. state: membranes and carries go in (if start) and out."""
     shape, (theirs, ours) = layer(**kind), passes(**(sizes or {}))
     start, wide = start and state, torch.promote_types(dtype, torch.float32)
@@ -91,8 +91,8 @@ def check_lif(device, dtype=torch.float32, state=True, start=True, sums=True, ke
     if state:
         same(membrane, cmembrane, wide, 16, "membrane")
 
-    delta, *s = ours.lif_backward(x, shape, a, b, centre, before, grad, carry, start, sums)
-    cdelta, *cs = theirs.lif_backward(cx, shape, ca, cb, ccentre, cbefore, cgrad, ccarry, start, sums)
+    delta, s = ours.lif_backward(x, shape, a, b, centre, before, grad, carry, start, sums)
+    cdelta, cs = theirs.lif_backward(cx, shape, ca, cb, ccentre, cbefore, cgrad, ccarry, start, sums)
     assert delta.dtype == dtype
     if shape.fire_first and shape.T == 1 and not start:  # at rest nothing fires, and a current acts a step late
         assert not expected.any()
@@ -104,11 +104,10 @@ def check_lif(device, dtype=torch.float32, state=True, start=True, sums=True, ke
     same(delta, cdelta, dtype, 2 if half else 16, "delta")
     if state:
         same(carry, ccarry, fine, 4 if half else 16, "carry")
-    for name, ours_, theirs_ in zip(("S1", "S2"), s, cs, strict=True):
-        assert (ours_ is None) == (theirs_ is None) == (not sums)
-        if sums:
-            assert ours_.dtype == torch.float64
-            same(ours_, theirs_, fine, 4 if half else 64, name)
+    assert len(s) == len(cs) == sums
+    for name, ours_, theirs_ in zip(("S1", "S2", "S3"), s, cs, strict=False):
+        assert ours_.dtype == torch.float64
+        same(ours_, theirs_, fine, 4 if half else 64, name)
 
 
 def check_lif_pools(device):
@@ -134,9 +133,17 @@ def check_lif_dtypes(device):
 
 def check_lif_options(device):
     for kind in KINDS:
-        check_lif(device, T=3, H=2, W=2, sums=False, keep=False, **kind)
-        check_lif(device, T=3, H=2, W=2, state=False, sums=False, **kind)
+        check_lif(device, T=3, H=2, W=2, sums=0, keep=False, **kind)
+        check_lif(device, T=3, H=2, W=2, state=False, sums=0, **kind)
         check_lif(device, T=3, H=5, W=5, C=1, B=1, leak=1.0, threshold=0.5, **kind)
+
+
+def check_lif_learnt_leak(device):
+    for kind in KINDS:
+        for dtype in (torch.float64, torch.bfloat16):
+            for state, start in ((False, False), (True, True)):
+                leak = torch.tensor(0.8, dtype=torch.float64, device=device)
+                check_lif(device, dtype, state, start, T=7, H=5, W=3, pool=2, leak=leak, sums=3, **kind)
 
 
 def check_lif_default_sizes(device):
@@ -179,13 +186,14 @@ def check_same_bits_again(device):
     """Sums do not depend on the order in which programs happen to run."""
     shape, (_, ours) = layer(T=3, pool=2), passes()
     x, grad, a, b, centre, membrane, _ = draw(shape, torch.float32, device)
-    once, again = (ours.lif_backward(x, shape, a, b, centre, membrane, grad, None, False, True) for _ in range(2))
+    once, again = (ours.lif_backward(x, shape, a, b, centre, membrane, grad, None, False, 2) for _ in range(2))
     assert all(torch.equal(v, w) for v, w in zip(once, again, strict=True))
 
 
 def check_net(device):
     """Voltages, gradients and running statistics of a net with these passes and of its plain time loop."""
     import fused
+    from baselines import LearntLIF
     from fused import engine, guard
     from fused.triton import TritonPasses
     from model import ARCHS, SpikingVGG
@@ -199,6 +207,7 @@ def check_net(device):
         (torch.float32, 1e-4, None, False, {}),
         (torch.float64, 1e-9, 2, True, {}),  # the first layer as a GPU runs it in 16 bit
         (torch.float64, 1e-9, 3, False, late),
+        (torch.float64, 1e-9, 3, False, dict(neuron=LearntLIF, norm="none")),
     ):
         results, engine.by_columns = [], lambda *_, columns=columns: columns
         for kind in ("plain", "fused"):
@@ -259,19 +268,21 @@ def compile_all(device):
         (torch.bfloat16, dict(T=32, B=1, H=16, W=2, C=64, pool=2)),  # other sizes, the same kernels
         (torch.bfloat16, dict(T=4, B=1, H=4, W=4, C=64, pool=4)),
         (torch.bfloat16, dict(T=25, B=8, H=8, W=8, C=64, pool=2, hard_reset=True)),
+        (torch.bfloat16, dict(T=25, B=8, H=8, W=8, C=64, pool=2, leak=torch.tensor(0.9))),
         (torch.float32, dict(T=1, B=1, H=1, W=1, C=1)),
         (torch.float64, dict(T=2, H=16, W=16, C=72, pool=16, fire_first=True)),
     ):
         shape = layer(**kind)
         x, grad, a, b, centre, membrane, carry = draw(shape, dtype, "cpu")
+        learnt = torch.is_tensor(shape.leak)
         passes.statistics(x, shape)
         passes.lif_forward(x, shape, a, b, None, False, torch.empty(shape.pooled, dtype=torch.uint8))
         passes.lif_forward(x, shape, a, b, membrane, True, None)
-        passes.lif_backward(x, shape, a, b, centre, None, grad, None, False, True)
-        passes.lif_backward(x, shape, a, b, centre, membrane, grad, carry, True, False)
+        passes.lif_backward(x, shape, a, b, centre, None, grad, None, False, 3 if learnt else 2)
+        passes.lif_backward(x, shape, a, b, centre, membrane, grad, carry, True, 0)
         passes.affine(x.clone(), x, shape, a, b, centre)
         passes.unpack(torch.empty(shape.pooled, dtype=torch.uint8), 0.25, dtype)
-    assert len(compiled) == 29
+    assert len(compiled) == 33
 
 
 CHECKS = [name for name in dir() if name.startswith("check_") and name != "check_lif"]
