@@ -25,6 +25,7 @@ import exits
 import figures
 import nets
 import runs
+import training_set
 import utill
 from energy import energy
 from utill import UserError
@@ -150,9 +151,9 @@ def measure(args, checkpoint):
     """All that the figures need of one net: the dict that becomes analysis.json."""
     device = utill.pick_device(args.device)
     args.amp = utill.pick_amp(device, args.amp)
-    known, settings = nets.known_data(checkpoint), nets.trained_with(args.checkpoint, checkpoint)
+    known, settings = training_set.known_data(checkpoint), training_set.trained_with(args.checkpoint, checkpoint)
     loaders = data.build_loaders(args, train=False, **known)
-    held_loader = data.held_out(args, settings, **known)
+    held_loader = training_set.held_out(args, settings, **known)
     net = nets.load_net(args, checkpoint, loaders.facts, device)
     T, layers, classes = args.num_steps, net.layers(), loaders.facts.classes
     normed = [layer for layer in layers if hasattr(layer.norm, "batch_norms") and layer.norm.batch_norms(T)]

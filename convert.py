@@ -35,6 +35,7 @@ import arguments
 import data
 import nets
 import runs
+import training_set
 import utill
 from arguments import positive_int
 from model import each_step
@@ -96,7 +97,7 @@ def ann_args(args, checkpoint):
     arguments.add_run_arguments(parser)
     nets.apply_settings(parser, path, checkpoint)
     ann = parser.parse_args([])
-    vars(ann).update(nets.trained_with(path, checkpoint))
+    vars(ann).update(training_set.trained_with(path, checkpoint))
     vars(ann).update({key: getattr(args, key) for key in KEEPS if getattr(args, key) is not None})
     ann.checkpoint, ann.limit_test, ann.augment, ann.save_memory = path, args.limit_test, False, None
     nets.check_weights(ann, checkpoint, utill.DataFacts(**checkpoint["data"]))
@@ -228,7 +229,7 @@ def main(argv=None):
     snn_flags.num_steps, snn_flags.leak_mem, snn_flags.encoding = args.num_steps, 1.0, args.encoding
     device = utill.pick_device(args.device)
     flags.amp = snn_flags.amp = utill.pick_amp(device, args.amp)
-    known = nets.known_data(checkpoint)
+    known = training_set.known_data(checkpoint)
     loaders = data.build_loaders(flags, **known)
     ann, net = convert(args, checkpoint, flags, snn_flags, loaders, device)
     state = {name: tensor.cpu() for name, tensor in net.state_dict().items()}

@@ -14,7 +14,6 @@ batch size or the global random state, which stays untouched (the Poisson spikes
 Shapes: N or B images, C channels, H x W pixels.
 """
 
-import contextlib
 import copy
 import hashlib
 import os
@@ -140,9 +139,8 @@ class BatchMaker:
             draws = epoch_draws(self.seed, epoch, len(self.split.labels))
             picked = (draw[indices].to(device, non_blocking=True) for draw in (draws.dy, draws.dx, draws.flip))
             dy, dx, flip = picked
-            images = augment_batch(images.flatten(1, -3), dy, dx, flip & self.mirrored).view(
-                images.shape
-            )  # frames alike
+            cropped = augment_batch(images.flatten(1, -3), dy, dx, flip & self.mirrored)  # frames alike
+            images = cropped.view_as(images)
         return normalize(images, self.mean, self.std), self.split.labels[here]
 
 
@@ -263,35 +261,11 @@ def build_loaders(args, train=True, facts=None, split_seed=None, held=None):
     args = copy.copy(args)
     args.seed = split_seed
     row = DATASETS[args.dataset]
-    stats = image_data.CIFAR10_STATS if args.norm_stats == "authors" else row.stats
-    if (args.encoding == "frames") != (row.encoding == "frames"):
-        raise UserError(f"--encoding {args.encoding} does not go with {args.dataset}: event data takes frames, only it")
-    if args.encoding in ("poisson_binary", "frames"):
-        stats = UNIT_STATS
-    if facts:
-        stats = facts.mean, facts.std
+    stats = known_stats(args, row, facts)
     raw = row.load(args, train_too=train or stats is None)
-    pixels = raw.train.images if raw.train else None
-    axes = ["N", "T", "C", "H", "W"] if args.encoding == "frames" else ["N", "C", "H", "W"]
-    for name in ("train", "test") if raw.train else ("test",):
-        split = checked_split(getattr(raw, name), f"{name} split of {args.dataset}", axes, len(raw.classes))
-        if args.img_size and args.encoding != "frames":  # event frames were binned to their size
-            split = split._replace(images=resize(split.images, args.img_size))
-        raw = raw._replace(**{name: split})
-    if raw.note:
-        print(one_line(f"data: {raw.note}"))
-    channels, height, width = raw.test.images.shape[-3:]
-    if height != width or raw.train and raw.train.images.shape[1:] != raw.test.images.shape[1:]:
-        raise UserError(f"the images of {args.dataset} are not all square and of one shape: pass --img_size")
-    if len(raw.classes) < 2:
-        raise UserError(f"{args.data_dir} has one class alone: there is nothing to tell apart")
-    if odd := [str(c) for c in raw.classes if not is_name(str(c))]:
-        raise UserError(f"the class {odd[0]!r:.100} has too long a name, or control characters in it: rename it")
-    if facts and facts.classes != [str(c) for c in raw.classes]:
-        raise UserError(f"the classes of {args.data_dir} are not those that the net was trained on")
-    if facts and height != facts.img_size and not args.img_size:
-        size = f"{height}x{height}, the net was trained on {facts.img_size}x{facts.img_size}"
-        raise UserError(f"the images of {args.data_dir} are {size}: pass --img_size {facts.img_size}")
+    pixels = raw.train.images if raw.train else None  # before they are resized
+    raw = checked_raw(raw, args, facts)
+    channels, height, _ = raw.test.images.shape[-3:]
     mean, std = map(list, stats or raw.stats or image_data.mean_std(image_data.pixel_counts(raw.train.images.numpy())))
     if stats is UNIT_STATS:
         mean, std = mean * channels, std * channels
@@ -322,6 +296,46 @@ def build_loaders(args, train=True, facts=None, split_seed=None, held=None):
     return Loaders(train_loader, val_loader, test_loader, facts, kept_out, raw.record or {})
 
 
+def known_stats(args, row, facts):
+    """(mean, std) of the pixels, per channel or UNIT_STATS; None where they must be measured. UserError where the
+    encoding does not go with the data."""
+    if (args.encoding == "frames") != (row.encoding == "frames"):
+        raise UserError(f"--encoding {args.encoding} does not go with {args.dataset}: event data takes frames, only it")
+    if facts:
+        return facts.mean, facts.std
+    if args.encoding in ("poisson_binary", "frames"):
+        return UNIT_STATS
+    return image_data.CIFAR10_STATS if args.norm_stats == "authors" else row.stats
+
+
+def checked_raw(raw, args, facts):
+    """`raw` as tensors of the size asked for; prints its note.
+
+    UserError where no net takes the images, or that of `facts` does not.
+    """
+    axes = ["N", "T", "C", "H", "W"] if args.encoding == "frames" else ["N", "C", "H", "W"]
+    for name in ("train", "test") if raw.train else ("test",):
+        split = checked_split(getattr(raw, name), f"{name} split of {args.dataset}", axes, len(raw.classes))
+        if args.img_size and args.encoding != "frames":  # event frames were binned to their size
+            split = split._replace(images=resize(split.images, args.img_size))
+        raw = raw._replace(**{name: split})
+    if raw.note:
+        print(one_line(f"data: {raw.note}"))
+    height, width = raw.test.images.shape[-2:]
+    if height != width or raw.train and raw.train.images.shape[1:] != raw.test.images.shape[1:]:
+        raise UserError(f"the images of {args.dataset} are not all square and of one shape: pass --img_size")
+    if len(raw.classes) < 2:
+        raise UserError(f"{args.data_dir} has one class alone: there is nothing to tell apart")
+    if odd := [str(c) for c in raw.classes if not is_name(str(c))]:
+        raise UserError(f"the class {odd[0]!r:.100} has too long a name, or control characters in it: rename it")
+    if facts and facts.classes != [str(c) for c in raw.classes]:
+        raise UserError(f"the classes of {args.data_dir} are not those that the net was trained on")
+    if facts and height != facts.img_size and not args.img_size:
+        size = f"{height}x{height}, the net was trained on {facts.img_size}x{facts.img_size}"
+        raise UserError(f"the images of {args.data_dir} are {size}: pass --img_size {facts.img_size}")
+    return raw
+
+
 def fingerprints(images, indices):
     """uint8 [n, 8] of these of the images, by their pixels: the files of a data set may lie in any order."""
     each = [hashlib.sha256(np.ascontiguousarray(images[i])).digest()[:8] for i in indices]
@@ -350,38 +364,6 @@ def held_first(order, count, images, held, args):
         raise NotThere(f"{there}, {asked}: give the same data, or a smaller part")
     count = count if count < len(held) else int(known.sum())  # also both of two equal images
     return np.concatenate([order[known], order[~known]]), count
-
-
-def trained_on(args, settings, **known):
-    """Loader of the images, augmented as well, that a training with these settings (`nets.trained_with`) saw.
-
-    args, known: as for `build_loaders` of its test. Raises UserError.
-    """
-    args = copy.copy(args)
-    vars(args).update(settings)
-    return build_loaders(args, **known).train
-
-
-def held_out(args, settings, **known):
-    """Loader of the images that a training with these settings (`nets.trained_with`) held out; None if none, or where
-    most of them are not there.
-
-    args, known: as for `build_loaders` of its test. Raises UserError.
-    """
-    if not settings["val_fraction"]:
-        return None
-    args, wanted = copy.copy(args), 2 * args.batch_size
-    args.val_fraction, args.limit_train, args.augment, args.batch_size = settings["val_fraction"], None, False, 1
-    held, there = known.get("held"), []
-    with contextlib.suppress(NotThere):
-        loaders = build_loaders(args, **known)  # however few images are left to train on
-        there = {*map(bytes, loaders.held.tolist())} & {*map(bytes, [] if held is None else held.tolist())}
-    if held is not None and len(there) < MOST * len(held):
-        print(f"the images held out of training are not in {args.data_dir}: no exit of each image is calibrated")
-        return None
-    loader = loaders.val
-    loader.keys.batch_size = wanted
-    return loader
 
 
 def checked_split(split, whose, axes, num_classes):

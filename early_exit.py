@@ -29,6 +29,7 @@ import data
 import exits
 import nets
 import runs
+import training_set
 import utill
 from energy import energy
 from utill import UserError
@@ -141,7 +142,7 @@ def main(argv=None):
     args, checkpoint = parse_args(argv)
     device = utill.pick_device(args.device)
     args.amp = utill.pick_amp(device, args.amp)
-    known, settings = nets.known_data(checkpoint), nets.trained_with(args.checkpoint, checkpoint)
+    known, settings = training_set.known_data(checkpoint), training_set.trained_with(args.checkpoint, checkpoint)
     if args.policy == "gamma" and args.norm not in nets.OF_STEPS:
         own = " or ".join(exits.POLICIES)
         raise UserError(f"a net with --norm {args.norm} has no gamma per time-step: choose --policy {own}")
@@ -149,7 +150,7 @@ def main(argv=None):
         need = "a threshold is chosen on images held out of training: train with --val_fraction"
         raise UserError(f"--policy {args.policy}: {need}")
     loaders = data.build_loaders(args, train=False, **known)
-    held_loader = data.held_out(args, settings, **known)
+    held_loader = training_set.held_out(args, settings, **known)
     if args.policy != "gamma" and held_loader is None:
         raise UserError(f"--policy {args.policy} needs the images held out of training: --data_dir must name its data")
     net = nets.load_net(args, checkpoint, loaders.facts, device)

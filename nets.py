@@ -4,10 +4,7 @@ A new norm or neuron is a class of its own (see baselines.py) and one row here; 
 chains of layers in model.py.
 """
 
-import argparse
-import copy
 import hashlib
-import itertools
 import json
 import re
 from functools import partial
@@ -20,7 +17,7 @@ import arguments
 import fused
 import runs
 import utill
-from arguments import fraction, positive_float, positive_int, size, unit_float
+from arguments import fraction, positive_float, size, unit_float
 from baselines import ANN, IF, PLIF, TEBN, BetaBNTT, DropoutLIF, HardReset, LayerNorm, LearntLIF, ScaledSurrogate, TdBN
 from encoders import ENCODERS
 from model import ARCHS, BNTT, LIF, NoNorm, SharedBN, SpikingVGG
@@ -286,7 +283,7 @@ def load(path, device="cpu", engine="auto", **settings):
     arguments.add_run_arguments(parser)
     checkpoint = runs.load_checkpoint(path)
     apply_settings(parser, path, checkpoint)
-    known = known_data(checkpoint).get("facts")
+    known = DataFacts(**checkpoint["data"]) if "config" in checkpoint else None
     said = {} if known else {key: settings.pop(key) for key in SIZES if key in settings}
     parser.apply_config(settings | {"device": str(device), "engine": engine}, "nets.load")
     args = parser.parse_args([])
@@ -368,113 +365,3 @@ def _layers(names, state):
     parted = {name.split(".")[0] for name in state if name not in names}
     layers = {name: name.split(".")[0] for name in state if name in names}
     return ", ".join(dict.fromkeys(_short(name) if layer in parted else layer for name, layer in layers.items()))
-
-
-@torch.no_grad()
-def average_statistics(net, batches, amp="off"):
-    """Replace running statistics by their average over batches of training images [B, C, H, W].
-
-    The running average remembers some ten batches: too few where an input is rarely other than zero, as a
-    border pixel of MNIST. One BatchNorm of all time-steps remembers the last of them most: here all count alike.
-    ("Precise BN", Wu & Johnson 2021; not in the paper.) UserError for a norm that does not list its BatchNorms.
-    """
-    check_statistics(net)
-    twin, T = copy.deepcopy(net), net.num_steps
-    for layer in twin.layers():
-        norm = layer.norm
-        if _one_for_all_steps(norm):  # the same outputs, with statistics of each step
-            own = BNTT(T, len(layer.synapse.weight), isinstance(layer.synapse, torch.nn.Conv2d))
-            for bn in own:
-                bn.load_state_dict(norm.shared.state_dict())
-            name = next(name for name, module in twin.named_modules() if module is norm)
-            twin.set_submodule(name, own.to(norm.shared.weight))
-    measured, kept = ([_batch_norms(layer.norm, T) for layer in each.layers()] for each in (twin, net))
-    twin.train()
-    for layer in twin.layers():
-        layer.lif.eval()  # no dropout: a test has none
-    for i, images in enumerate(batches, start=1):
-        for bn in itertools.chain(*measured):
-            bn.momentum = 1 / i
-        with utill.autocast(images.device, amp):
-            twin(images)
-    for norms, found in zip(kept, measured, strict=True):
-        for key in ("running_mean", "running_var") if norms else ():
-            values = torch.stack([getattr(bn, key) for bn in found])
-            values = values if len(norms) == len(values) else values.mean(0, keepdim=True)
-            for bn, value in zip(norms, values, strict=True):
-                getattr(bn, key).copy_(value)
-
-
-def check_statistics(net):
-    """UserError where `average_statistics` cannot do its work on this net."""
-    seen = {id(m) for layer in net.layers() for m in layer.norm.modules()}
-    if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and id(m) not in seen for m in net.modules()):
-        raise UserError(f"--precise_bn: the layers() of {type(net).__name__} do not list all its norms: leave it out")
-    for norm in (layer.norm for layer in net.layers()):
-        inside = {m for m in norm.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
-        if _one_for_all_steps(norm) and type(norm) is not SharedBN or inside != {*_batch_norms(norm, net.num_steps)}:
-            raise UserError(f"--precise_bn does not know the statistics of {type(norm).__name__}: leave it out")
-    if not any(_batch_norms(layer.norm, net.num_steps) for layer in net.layers()):
-        raise UserError("--precise_bn: this net has no running statistics: leave it out")
-
-
-def _one_for_all_steps(norm):
-    return isinstance(norm, SharedBN) and norm.per_step
-
-
-def _batch_norms(norm, T):
-    """Those of T time-steps, each of them once."""
-    return list({id(bn): bn for bn in (norm.batch_norms(T) if hasattr(norm, "batch_norms") else [])}.values())
-
-
-def trained_with(path, checkpoint):
-    """The settings of a checkpoint's training that say which images it saw, as train.py takes them: {flag: value}.
-
-    UserError where the file says what the flags do not take.
-    """
-    parser, config = arguments.ArgumentParser(), checkpoint.get("config", {})
-    parser.add_argument("--limit_train", default=None, type=positive_int)
-    parser.add_argument("--val_fraction", default=0.0, type=fraction)
-    parser.add_argument("--augment", default=None, action=argparse.BooleanOptionalAction)
-    known = {key: config[key] for key in ("limit_train", "val_fraction", "augment") if key in config}
-    parser.apply_config(known, f"the config in {path}")
-    return vars(parser.parse_args([]))
-
-
-def known_data(checkpoint):
-    """What `build_loaders` takes from a checkpoint, {} of an authors' one: facts of the data, seed of their split, and
-    which images were held out, None in older files."""
-    if "config" not in checkpoint:
-        return {}
-    config, held = checkpoint["config"], checkpoint.get("held_out")
-    seed = config.get("split_seed", config.get("seed"))  # the first of a net that started from another run's
-    if not torch.is_tensor(held) or held.dtype != torch.uint8 or held.shape[1:] != (8,) or not held.is_contiguous():
-        held = None
-    try:
-        seed = None if seed is None else arguments.seed(str(seed))
-    except argparse.ArgumentTypeError as error:
-        raise UserError(f"the checkpoint's seed: {error}") from None
-    return {"facts": DataFacts(**checkpoint["data"]), "split_seed": seed, "held": held}
-
-
-def known_split(args, path, resumed):
-    """What `build_loaders` takes from the checkpoint that a training goes on or starts from, or None: the split of
-    the data, so that what was trained on is neither held out nor tested. {} where that net is of other data.
-
-    UserError where the file is no checkpoint, or its split of recordings is another.
-    """
-    checkpoint = read(path) if path else {}
-    config, known = checkpoint.get("config", {}), known_data(checkpoint)
-    if config.get("dataset") != args.dataset:
-        return {}
-    if resumed and any(config.get(key) != getattr(args, key) for key in ("seed", "val_fraction")):
-        return {}  # `Run.restore` says why it is refused
-    if config.get("dvs_split", args.dvs_split) != args.dvs_split:
-        raise UserError(f"--dvs_split {args.dvs_split}: {path} was trained with {config['dvs_split']}: give the same")
-    part = trained_with(path, checkpoint)["val_fraction"]
-    if known["held"] is None and args.val_fraction > part:  # an older file
-        raise UserError(f"--val_fraction {args.val_fraction:g}: {path} was trained with {part:g}: give no more")
-    elsewhere = Path(str(config.get("data_dir"))).resolve() != Path(args.data_dir).resolve()
-    if args.dataset == "imagefolder" and elsewhere and not part:
-        return {}  # other images, as far as can be told
-    return {key: known[key] for key in ("split_seed", "held")}

@@ -24,7 +24,9 @@ from tqdm import tqdm
 import arguments
 import data
 import nets
+import precise_bn
 import runs
+import training_set
 import utill
 from utill import UserError
 
@@ -99,7 +101,7 @@ def main(argv=None):
     args, checkpoint = parse_args(argv)
     device = utill.pick_device(args.device)
     args.amp = utill.pick_amp(device, args.amp)
-    known = nets.known_data(checkpoint)
+    known = training_set.known_data(checkpoint)
     if args.image and known:  # one's own pictures need no data set
         facts = known["facts"]
     else:
@@ -114,10 +116,10 @@ def main(argv=None):
         return
 
     if args.precise_bn:
-        loader = data.trained_on(args, nets.trained_with(args.checkpoint, checkpoint), **known)
+        loader = training_set.trained_on(args, training_set.trained_with(args.checkpoint, checkpoint), **known)
         utill.seed_stream(args.seed, 2)
         batches = itertools.islice(loader, args.precise_bn)
-        nets.average_statistics(net, (images.to(device) for images, _ in batches), args.amp)
+        precise_bn.average_statistics(net, (images.to(device) for images, _ in batches), args.amp)
     steps, found = args.steps or args.num_steps, []
     for repeat in range(args.repeats):
         progress = functools.partial(tqdm, desc=f"test {repeat + 1}/{args.repeats}", disable=None, leave=False)

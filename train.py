@@ -33,7 +33,9 @@ import arguments
 import data
 import fused
 import nets
+import precise_bn
 import runs
+import training_set
 import utill
 from arguments import fraction, nonnegative_float, positive_float, positive_int
 from utill import UserError
@@ -214,7 +216,7 @@ def end_epoch(run, loaders, judge, args, signals, mean, acc):
         utill.seed_stream(args.seed, 2, run.epoch)
         loaders.train.set_epoch(run.epoch)
         batches = itertools.islice(loaders.train, args.precise_bn)
-        nets.average_statistics(run.net, (images.to(run.device) for images, _ in batches), args.amp)
+        precise_bn.average_statistics(run.net, (images.to(run.device) for images, _ in batches), args.amp)
     how = dict(device=run.device, loss=judge, seed=args.seed, amp=args.amp, progress=signals.watch)
     evaluate = functools.partial(utill.evaluate, run.net, **how)
     if loaders.val is not None:
@@ -259,7 +261,7 @@ def train(args, argv, signals, stack):
     folder = args.run_dir or f"runs/{name}"
     runs.check_folder(folder, args.overwrite, args.resume)  # before the data are read, which may take minutes
     goes_on = args.resume and Path(folder, "last.pth.tar").exists()  # with the weights and the split that it has
-    split = nets.known_split(args, Path(folder, "last.pth.tar") if goes_on else args.init_from, goes_on)
+    split = training_set.known_split(args, Path(folder, "last.pth.tar") if goes_on else args.init_from, goes_on)
     loaders = data.build_loaders(args, **split)
     torch.manual_seed(args.seed)
     net = nets.build_net(args, loaders.facts).to(device)
@@ -270,7 +272,7 @@ def train(args, argv, signals, stack):
     if args.num_steps <= (delay := sum(getattr(layer.lif, "delay", 0) for layer in net.layers())):
         raise UserError(f"--num_steps {args.num_steps}: firing first, this net answers after {delay} steps: use more")
     if args.precise_bn:
-        nets.check_statistics(net)  # before an epoch is trained
+        precise_bn.check_statistics(net)  # before an epoch is trained
     engine, reason = nets.use_engine(net, args.engine, args.save_memory)
     judge = utill.LOSSES[args.loss](args.logit_scale)
     smooth = {"label_smoothing": args.label_smoothing} if args.label_smoothing else {}

@@ -26,6 +26,7 @@ import arguments
 import data
 import nets
 import runs
+import training_set
 import utill
 from model import BNTT, LIF, SpikingVGG, each_step
 from utill import UserError
@@ -195,7 +196,7 @@ def main(argv=None):
     parser.needs |= {flag: (lambda args: False, "the fused engine") for flag in ("--engine", "--amp", "--save_memory")}
     args, checkpoint = nets.parse_with_checkpoint(parser, argv)
     device = utill.pick_device(args.device)
-    loaders = data.build_loaders(args, train=False, **nets.known_data(checkpoint))
+    loaders = data.build_loaders(args, train=False, **training_set.known_data(checkpoint))
     args.engine = "plain"
     net = nets.load_net(args, checkpoint, loaders.facts, device).eval()
     result = measure(net, loaders.test, args.seed)

@@ -17,6 +17,7 @@ import nets
 import runs
 import test as test_script
 import train
+import training_set
 import utill
 from baselines import ANN, IF
 from model import NoNorm, SpikingVGG
@@ -64,7 +65,7 @@ def net_of(path, **settings):
 def test_a_net_converted_by_another_seed_keeps_the_split_of_its_ann(ann, tmp_path):
     assert converted(ann, tmp_path / "snn", "--num_steps 60 --calibration_images 32 --seed 3").code == 0
     checkpoint = runs.load_checkpoint(tmp_path / "snn" / "best.pth.tar")
-    assert (checkpoint["config"]["seed"], nets.known_data(checkpoint)["split_seed"]) == (3, 0)
+    assert (checkpoint["config"]["seed"], training_set.known_data(checkpoint)["split_seed"]) == (3, 0)
 
 
 # ---- The net without spikes ----------------------------------------------------------------------

@@ -20,10 +20,10 @@ import early_exit
 import event_data
 import image_data
 import model
-import nets
 import runs
 import test
 import train
+import training_set
 from utill import UserError
 
 SMALL = "--batch_size 4 --num_workers 0 --num_epochs 1 --limit_train 8 --limit_test 4 --device cpu"
@@ -104,7 +104,7 @@ def test_a_random_split_is_that_of_the_training_whatever_the_seed_of_the_test(ci
     assert call(train.main, SMALL, flags, cifar10, "--run_dir", tmp_path / "run").code == 0
     parse = [str(tmp_path / "run" / "best.pth.tar"), "--seed", "4"]
     args, checkpoint = test.parse_args(parse)
-    tested = data.build_loaders(args, train=False, **nets.known_data(checkpoint))
+    tested = data.build_loaders(args, train=False, **training_set.known_data(checkpoint))
     trained = event_data.dvs_cifar10(
         event_settings("dvs_cifar10", cifar10, "--seed", 3, "--img_size", 8, "--num_steps", 2), 1
     )
@@ -152,9 +152,9 @@ def pictures(checkpoint):
 
 
 def held_again(folder, checkpoint, data_dir):
-    """Fingerprints of the images that data.held_out takes for those held out."""
+    """Fingerprints of the images that training_set.held_out takes for those held out."""
     args = train.parse_args([*HELD.split(), "--data_dir", str(folder / data_dir), "--seed", "9"])
-    loader = data.held_out(args, {"val_fraction": 0.25}, **nets.known_data(checkpoint))
+    loader = training_set.held_out(args, {"val_fraction": 0.25}, **training_set.known_data(checkpoint))
     images = loader.maker.split.images
     return {*map(tuple, data.fingerprints(images, loader.keys.indices).tolist())}
 
@@ -213,7 +213,7 @@ def test_a_run_that_starts_from_weights_holds_out_what_they_were_not_trained_on(
     start = f"--seed {seed} --init_from", folders / "first" / "best.pth.tar"
     second = run_on(folders, "here", *start)
     assert pictures(second) == pictures(first)
-    assert nets.known_data(second)["split_seed"] == 0
+    assert training_set.known_data(second)["split_seed"] == 0
     again = run_on(folders, "here", "--overwrite --config", folders / "run" / "config.yaml")
     assert pictures(again) == pictures(first)
     assert pictures(run_on(folders, "here", "--resume --num_epochs 2", *start)) == pictures(first)
@@ -237,7 +237,9 @@ def test_recordings_that_weights_were_trained_on_are_not_tested(cifar10, tmp_pat
     tested = []
     for run in ("a", "b"):
         args, checkpoint = test.parse_args([str(tmp_path / run / "best.pth.tar")])
-        tested.append(data.build_loaders(args, train=False, **nets.known_data(checkpoint)).test.maker.split.images)
+        tested.append(
+            data.build_loaders(args, train=False, **training_set.known_data(checkpoint)).test.maker.split.images
+        )
     assert torch.equal(*tested)
     outcome = call(train.main, SMALL, flags, cifar10, *start, "--dvs_split first100 --run_dir", tmp_path / "c")
     assert outcome.code == 2

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import data
 import early_exit
 import exits
 import test as test_script
 import train
+import training_set
 from exits import exit_step, saved, sweep_thresholds
 
 # few different values, so that ties and thresholds equal to a gamma are common
@@ -213,10 +213,12 @@ def test_a_policy_is_calibrated_on_the_images_held_out(held_out, policy):
 
 
 def test_images_held_out_come_in_batches_as_those_of_the_test(held_out, monkeypatch):
-    seen, found = [], data.held_out
-    monkeypatch.setattr(data, "held_out", lambda *args, **known: seen.append(found(*args, **known)) or seen[0])
+    loaders, found = [], training_set.held_out
+    monkeypatch.setattr(
+        training_set, "held_out", lambda *args, **known: loaders.append(found(*args, **known)) or loaders[0]
+    )
     assert call(early_exit.main, held_out, "--policy", "margin", "--batch_size", 25).code == 0
-    assert [len(labels) for _, labels in seen[0]] == [50, 50, 44]
+    assert [len(labels) for _, labels in loaders[0]] == [50, 50, 44]
 
 
 def test_a_target_that_no_threshold_reaches_means_all_steps_and_is_no_error(held_out, monkeypatch):

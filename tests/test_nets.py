@@ -14,9 +14,11 @@ from PIL import Image
 import early_exit
 import model
 import nets
+import precise_bn
 import runs
 import test as test_script
 import train
+import training_set
 import utill
 from baselines import DropoutLIF
 from model import SpikingVGG
@@ -254,7 +256,7 @@ def test_statistics_are_averaged_without_dropout():
     for neuron in (model.LIF, DropoutLIF):
         torch.manual_seed(1)
         net = SpikingVGG("fc3", 4, img_size=8, in_channels=1, encoding="direct", neuron=neuron)
-        nets.average_statistics(net, images)
+        precise_bn.average_statistics(net, images)
         found.append([*net.buffers()])
     assert all(map(torch.equal, *found))
     assert found[0][-2].any()
@@ -264,7 +266,7 @@ def test_statistics_are_averaged_without_dropout():
 def test_statistics_of_a_norm_that_does_not_tell_them_are_not_averaged(norm):
     net = SpikingVGG("fc3", 2, img_size=8, in_channels=1, norm=norm)
     with pytest.raises(UserError, match=f"--precise_bn does not know the statistics of {norm.__name__}"):
-        nets.average_statistics(net, [torch.rand(4, 1, 8, 8)])
+        precise_bn.average_statistics(net, [torch.rand(4, 1, 8, 8)])
 
 
 @pytest.mark.parametrize(
@@ -278,11 +280,11 @@ def test_statistics_of_a_norm_that_does_not_tell_them_are_not_averaged(norm):
 )
 def test_what_a_checkpoint_says_of_its_training_is_checked(key, value, said):
     with pytest.raises(UserError, match=re.escape(f"the config in x.tar: {said}")):
-        nets.trained_with("x.tar", {"config": {"arch": "vgg9", key: value}})
+        training_set.trained_with("x.tar", {"config": {"arch": "vgg9", key: value}})
 
 
 def test_a_checkpoint_without_settings_saw_all_training_images():
-    assert nets.trained_with("x.tar", {}) == {"limit_train": None, "val_fraction": 0.0, "augment": None}
+    assert training_set.trained_with("x.tar", {}) == {"limit_train": None, "val_fraction": 0.0, "augment": None}
 
 
 ALL = "fc1, bntt_fc1, fc2, bntt_fc2, fc3"

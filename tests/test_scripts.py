@@ -24,6 +24,7 @@ import nets
 import runs
 import test as test_script
 import train
+import training_set
 import utill
 
 MAINS = {"train": train.main, "test": test_script.main, "early_exit": early_exit.main}
@@ -418,7 +419,7 @@ def test_pictures_of_the_test_set_are_classified_as_its_images(trained, tmp_path
     answers = call(test_script.main, trained.checkpoint, "--image", *paths).result["images"]
 
     args, checkpoint = test_script.parse_args([str(trained.checkpoint)])
-    loaders = data.build_loaders(args, train=False, **nets.known_data(checkpoint))
+    loaders = data.build_loaders(args, train=False, **training_set.known_data(checkpoint))
     images, _ = next(iter(loaders.test))  # the first 32
     net = nets.load_net(args, checkpoint, loaders.facts, torch.device("cpu")).eval()
     utill.seed_stream(0, 1)

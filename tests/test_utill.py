@@ -24,6 +24,7 @@ import fused
 import nets
 import runs
 import test as test_script
+import training_set
 import utill
 from model import SpikingVGG
 from utill import DataFacts, UserError, learning_rate
@@ -609,7 +610,7 @@ def test_event_data_has_two_channels_and_their_mean_and_std(tmp_path):
     known = dict(classes=[str(k) for k in range(10)], in_channels=2, img_size=4, mean=[0.0] * 2, std=[1.0] * 2)
     config = dict(arch="dvs_cnn7", num_steps=2, encoding="frames", dataset="nmnist", img_size=None)
     events = ours(state_dict=net.state_dict(), data=known, config=ours()["config"] | config)
-    assert nets.known_data(load(tmp_path, events)[1])["facts"].mean == [0, 0]
+    assert training_set.known_data(load(tmp_path, events)[1])["facts"].mean == [0, 0]
     with pytest.raises(UserError, match="expected sequence of length 1"):
         load(tmp_path, events | {"data": known | {"mean": [0.0]}})
 

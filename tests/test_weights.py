@@ -21,6 +21,8 @@ import train
 sys.path.insert(0, str(ROOT / "scripts"))
 import publish_weights
 
+import training_set
+
 MOST_BYTES = 13 * 2**20
 REAL = [Path(__file__).resolve().parents[2] / "shared" / "data" / f"cifar10-{part}.tar" for part in (1, 2)]
 
@@ -66,7 +68,10 @@ def test_a_shipped_file_is_the_one_that_was_measured_and_small(name):
 @pytest.mark.parametrize("name", nets.WEIGHTS)
 def test_a_shipped_net_says_which_images_were_held_out(name):
     checkpoint = nets.read(nets.weights_file(name))
-    assert nets.known_data(checkpoint)["held"].shape == (round(50_000 * checkpoint["config"]["val_fraction"]), 8)
+    assert training_set.known_data(checkpoint)["held"].shape == (
+        round(50_000 * checkpoint["config"]["val_fraction"]),
+        8,
+    )
 
 
 @pytest.mark.parametrize("name", nets.WEIGHTS)
