@@ -95,6 +95,8 @@ class FusedNet:
                 encode = functools.partial(_encoded, run, images, steps if whole else block or 1)
                 yield from _run(run, encode, self.training)
                 return
+        if mine.get("trusted"):  # it is being proved: plain, nothing would be
+            raise Unsupported(reason)
         if reason != mine.get("said") and not torch.compiler.is_compiling():
             mine["said"] = reason
             warnings.warn(f"this net runs plain: {reason}", stacklevel=4)
@@ -142,7 +144,7 @@ def _run(run, encode, training):
     weights = [*(layer.synapse.weight for layer in run.layers), run.net.readout.weight]
     if run.grad_enabled or training:
         scales, shifts = zip(*run.scales, strict=True)
-        yield FusedVoltages.apply(run, encode(0, run.steps), *weights, *scales, *shifts, *run.leaks)
+        yield FusedVoltages.apply(run, encode(0, run.steps), *weights, *scales, *shifts, *run.leaks, *run.thresholds)
         return
     weights, readout = run.prepared(weights)
     membranes, voltage, kept = None, 0.0, slice(None)

@@ -24,7 +24,7 @@ class Shape(NamedTuple):
     fire_first: bool
     hard_reset: bool
     leak: float | torch.Tensor  # a number in a tensor where it is learnt
-    threshold: float
+    threshold: float | torch.Tensor  # positive, as leak
     alpha: float  # of the surrogate gradient
 
     @property

@@ -33,7 +33,7 @@ exact, for the statistics of a time-step are measured once and the draws are kep
 
 What a norm is, it says itself (`batch_norms`, `per_step`, `gamma`, `beta`, `affine`), and so does a neuron (`leak`,
 `threshold`, `spike_order`, and where it has them `hard_reset`, `alpha`): no type of either is known here.
-A threshold that is learnt, a tensor, divides a and b: the passes then see voltages in units of it.
+A threshold has the gradient -sum_t,n d_t (a_t x_t + b_t) / theta. Of a negative one the passes see the mirror image.
 The passes are in cpu.py (C++) and triton.py, one for each kind of device.
 """
 
@@ -95,9 +95,9 @@ def shapes(net, B, T, size=None):
         pool = H if isinstance(layer.pool, nn.AdaptiveAvgPool2d) else getattr(layer.pool, "kernel_size", 1)
         features, lif = layer.synapse.weight.shape[0], layer.lif
         kind = lif.spike_order == "fire_first", getattr(lif, "hard_reset", False)
-        leak = lif.leak.detach() if torch.is_tensor(lif.leak) else lif.leak
-        threshold = 1.0 if torch.is_tensor(lif.threshold) else lif.threshold
-        alpha = getattr(lif, "alpha", model.SURROGATE_ALPHA)
+        leak, threshold, alpha = lif.leak, lif.threshold, getattr(lif, "alpha", model.SURROGATE_ALPHA)
+        leak = leak.detach() if torch.is_tensor(leak) else leak
+        threshold = threshold.detach().abs() if torch.is_tensor(threshold) else threshold
         found.append(Shape(T, B, H, W, features, pool, *kind, leak, threshold, alpha))
         H, W = H // pool, W // pool
     return found
@@ -141,13 +141,16 @@ class Run:
         self.norms = [layer.norm.batch_norms(steps) for layer in self.layers]
         self.measured = [bool(norms) and norms[0].training for norms in self.norms]
         self.early, self.live = self.reach()
-        # leaks and thresholds that are learnt, as autograd sees them; None where one is a number
-        neurons = [layer.lif for layer in self.layers]
-        self.leaks = [lif.leak if torch.is_tensor(lif.leak) else None for lif in neurons]
-        self.thresholds = [lif.threshold if torch.is_tensor(lif.threshold) else None for lif in neurons]
-        learnt = any(v is not None for v in (*self.leaks, *self.thresholds))
-        if learnt and self.grad_enabled and not all(self.live):
-            raise Unsupported("the fused engine learns leaks and thresholds in runs long enough to reach the output")
+        # leaks and thresholds as autograd sees them, None where one is a number
+        numbers = [(layer.lif.leak, layer.lif.threshold) for layer in self.layers]
+        self.leaks, self.thresholds = (
+            [v if torch.is_tensor(v) else None for v in vs] for vs in zip(*numbers, strict=True)
+        )
+        learnt = any(v is not None and v.requires_grad for v in (*self.leaks, *self.thresholds))
+        if learnt and not all(self.live):
+            raise Unsupported(
+                "the fused engine cannot learn leaks and thresholds in runs too short to reach the output"
+            )
         # gamma and beta of a norm that measures its batch, else a and b: as autograd sees them
         self.scales = [self.scale_parameters(i, live) for i, live in enumerate(self.live)]
         self.replaying = False  # in the backward pass, where hooks are not called again
@@ -225,7 +228,8 @@ class Run:
                 affine = norm.affine(1 if alike else steps)
             found = tuple(v.to(self.device, dtype).expand(steps, -1) for v in affine)
         if self.thresholds[i] is not None:
-            found = tuple(v if v is None else v / self.thresholds[i] for v in found)
+            mirror = torch.where(self.thresholds[i].detach() < 0, -1, 1)
+            found = tuple(v if v is None else v * mirror for v in found)
         if odd := [[*v.shape] for v in found if v is not None and v.shape != (steps, features)]:
             said = f"{type(norm).__name__} describes itself as {odd[0]}, where [{steps}, {features}] were due"
             raise Unsupported(f"the fused engine does not know this net's parts: {said}")
@@ -422,12 +426,16 @@ class Run:
         for i in reversed(range(len(self.layers))):
             x, inputs, membrane = kept.pop()
             shape, scale, norm = self.shapes[i]._replace(T=t1 - t0), scales[i], self.layers[i].norm
-            scaled = bool(self.norms[i]) or self.thresholds[i] is not None
-            count = 2 * scaled if self.leaks[i] is None else 3
+            leak, threshold = self.leaks[i], self.thresholds[i]
+            scaled = bool(self.norms[i]) or threshold is not None
+            count = 3 if leak is not None else 2 * scaled
             arguments = (membrane, grad, carries[i], not last, count)
             delta, sums = self.passes.lif_backward(x, shape, scale.a, scale.b, scale.mean, *arguments)
-            if self.leaks[i] is not None:
+            if leak is not None:
                 results.leaks[i] += sums[2].sum()
+            if threshold is not None:
+                a, b = scale.a.double(), scale.b.double()
+                results.thresholds[i] -= (a * sums[1] + (a * scale.mean + b) * sums[0]).sum() / threshold
             if norm.per_step and self.early[i] < t1:  # cut by the plain loop, though a norm over time may reach them
                 for part in (delta, *sums):
                     part[max(0, self.early[i] - t0) :] = 0
@@ -483,14 +491,15 @@ class _Results:
 
     def __init__(self, run):
         sizes = [(run.steps, shape.C) for shape in run.shapes]
-        self.weights, self.leaks = [None] * len(run.layers), [0.0] * len(run.layers)
+        self.weights = [None] * len(run.layers)
+        self.leaks, self.thresholds = [0.0] * len(run.layers), [0.0] * len(run.layers)
         self.scales, self.shifts = (
             [torch.zeros(size, dtype=torch.float64, device=run.device) for size in sizes] for _ in range(2)
         )
 
 
 class FusedVoltages(torch.autograd.Function):
-    """Encoded images [T, B, C, H, W], weights, norms' scales and shifts, leaks to output voltages [T, B, K]."""
+    """Encoded images [T, B, C, H, W], weights, norms' scales and shifts, leaks, thresholds to voltages [T, B, K]."""
 
     @staticmethod
     def forward(ctx, run, encoded, *parameters):
@@ -553,7 +562,7 @@ class FusedVoltages(torch.autograd.Function):
                 seen[t0:t1] = images.permute(0, 1, 4, 2, 3)
         weights = [w if steps else None for w, steps in zip(results.weights, live, strict=True)]
         vectors = [v[:steps] for part in (results.scales, results.shifts) for v, steps in zip(part, live, strict=True)]
-        found = [*weights, readout, *vectors, *results.leaks]
+        found = [*weights, readout, *vectors, *results.leaks, *results.thresholds]
         pairs = zip(parameters, found, strict=True)
         grads = (None if p is None or g is None else g.to(p.dtype).contiguous() for p, g in pairs)
         return None, None if seen is None else seen.to(ctx.dtype), *grads

@@ -91,23 +91,29 @@ def _left(m, leak, LEAK: tl.constexpr):
 
 
 @triton.jit
-def _step(m, left, current, THETA: tl.constexpr, FIRE_FIRST: tl.constexpr, HARD: tl.constexpr):
+def _fires(u, theta, THETA: tl.constexpr):
+    return u > THETA if theta is None else u > tl.load(theta)
+
+
+@triton.jit
+def _step(m, left, current, theta, THETA: tl.constexpr, FIRE_FIRST: tl.constexpr, HARD: tl.constexpr):
     """One time-step of the neurons, of whose membrane m `left` is left by the leak: (voltage that decides, spikes,
     membrane after)."""
     u = m if FIRE_FIRST else left + current
-    spikes = (u > THETA).to(m.dtype)
-    m = u * (1.0 - spikes) if HARD else (left + current if FIRE_FIRST else u) - THETA * spikes
+    spikes = _fires(u, theta, THETA).to(m.dtype)
+    lost = THETA * spikes if theta is None else tl.load(theta) * spikes
+    m = u * (1.0 - spikes) if HARD else (left + current if FIRE_FIRST else u) - lost
     return u, spikes, m
 
 
 @_kernel
 def _lif_forward(
-    x, a, b, membrane, spikes, packed, leak, T, B, H, W, C,
+    x, a, b, membrane, spikes, packed, leak, theta, T, B, H, W, C,
     LEAK: tl.constexpr, THETA: tl.constexpr, FIRE_FIRST: tl.constexpr, HARD: tl.constexpr, START: tl.constexpr,
     POOL: tl.constexpr, P: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """P windows, all time-steps. membrane [N, C] or None: read if START, and written. packed: or None. leak: LEAK where
-    it is learnt, or None.
+    """P windows, all time-steps. membrane [N, C] or None: read if START, and written. packed: or None. leak, theta:
+    LEAK and THETA where they are learnt, or None.
 
     The pixels of a window are tiles [P, BC] of their own, one after the other: as one tile, its sum over them goes
     from thread to thread.
@@ -133,7 +139,7 @@ def _lif_forward(
         count, after = tl.zeros([P, BC], a.dtype.element_ty), ()
         for q in tl.static_range(POOL * POOL):
             v = tl.load(x + t * full + places[q], mask=exist[q], other=0.0).to(count.dtype)
-            _, spikes_q, m_q = _step(m[q], _left(m[q], leak, LEAK), gain * v + offset, THETA, FIRE_FIRST, HARD)
+            _, spikes_q, m_q = _step(m[q], _left(m[q], leak, LEAK), gain * v + offset, theta, THETA, FIRE_FIRST, HARD)
             count, after = count + spikes_q, after + (m_q,)
         m = after
         share = count * (1.0 / (POOL * POOL))
@@ -147,7 +153,8 @@ def _lif_forward(
 
 @_kernel
 def _lif_backward(
-    x, a, b, centre, membrane, grad, carry, delta, partial, borders, scratch, leak, earlier, T, B, H, W, C, tiles,
+    x, a, b, centre, membrane, grad, carry, delta, partial, borders, scratch, leak, theta, earlier,
+    T, B, H, W, C, tiles,
     LEAK: tl.constexpr, THETA: tl.constexpr, ALPHA: tl.constexpr, FIRE_FIRST: tl.constexpr, HARD: tl.constexpr,
     START: tl.constexpr, CHUNK: tl.constexpr, POOL: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -160,8 +167,9 @@ def _lif_backward(
     are used again for its next tile, so they and the second reading of x are meant for the L2 cache:
     from and to memory go x, grad and delta, and x once more where T > CHUNK.
 
-    S1, S2 and S3 of the program's tiles are added up in its own `partial[program, 0 to 2, t, c]` (or None). leak: LEAK
-    where it is learnt, or None, and `earlier`, as large as `scratch`, for the membranes before each step of a chunk.
+    S1, S2 and S3 of the program's tiles are added up in its own `partial[program, 0 to 2, t, c]` (or None). leak,
+    theta: LEAK and THETA where they are learnt, or None. earlier: None, or as large as `scratch`, for the membranes
+    before each step of a chunk, where S3 is wanted.
     The barriers stand between writing and reading again what another thread of the program wrote.
     """
     SIZE: tl.constexpr = P * Q * BC
@@ -189,7 +197,7 @@ def _lif_backward(
             for t in tl.range((k - 1) * CHUNK, k * CHUNK, num_stages=STAGES):
                 v = tl.load(x + t * full + inputs, mask=inside, other=0.0).to(acc)
                 gain, offset = _vector(a, t, c, C), _vector(b, t, c, C)
-                _, _, m = _step(m, _left(m, leak, LEAK), gain * v + offset, THETA, FIRE_FIRST, HARD)
+                _, _, m = _step(m, _left(m, leak, LEAK), gain * v + offset, theta, THETA, FIRE_FIRST, HARD)
             tl.store(borders + k * SIZE, m)
         for back in range(chunks):
             start = (chunks - 1 - back) * CHUNK
@@ -202,11 +210,11 @@ def _lif_backward(
                 gain, offset = _vector(a, t, c, C), _vector(b, t, c, C)
                 if earlier is not None:
                     tl.store(earlier + s * SIZE, m)
-                u, _, m = _step(m, _left(m, leak, LEAK), gain * v + offset, THETA, FIRE_FIRST, HARD)
-                h = 1.0 - tl.abs(u * (1.0 / THETA) - 1.0)
+                u, _, m = _step(m, _left(m, leak, LEAK), gain * v + offset, theta, THETA, FIRE_FIRST, HARD)
+                h = 1.0 - tl.abs((u * (1.0 / THETA) if theta is None else u / tl.load(theta)) - 1.0)
                 h = tl.where(h < 0.0, 0.0, h)  # keeps a NaN
                 if HARD:  # spikes are told by the sign
-                    h = tl.where(u > THETA, -1.0 - h, h)
+                    h = tl.where(_fires(u, theta, THETA), -1.0 - h, h)
                 tl.store(scratch + s * SIZE, h.to(scratch.dtype.element_ty))
             tl.debug_barrier()
             for r in tl.range(steps, num_stages=STAGES):
@@ -217,7 +225,10 @@ def _lif_backward(
                     d = tl.where(h < 0.0, 0.0, d)  # nothing is left of the membrane
                     h = tl.where(h < 0.0, -1.0 - h, h)
                 g = tl.load(grad + t * pooled + outputs, mask=whole, other=0.0, eviction_policy="evict_first").to(acc)
-                fed = g * (ALPHA / (THETA * POOL * POOL)) * h  # eq. 8, and the pool's share
+                if theta is None:  # eq. 8, and the pool's share
+                    fed = g * (ALPHA / (THETA * POOL * POOL)) * h
+                else:
+                    fed = g * (ALPHA / (POOL * POOL)) * h / tl.load(theta)
                 after = _left(d, leak, LEAK) + fed
                 if not FIRE_FIRST:
                     d = after
@@ -306,8 +317,8 @@ class TritonPasses:
         spikes = torch.empty(shape.pooled, dtype=x.dtype, device=x.device)
         P, BC = self.blocks(shape, x.dtype, triton.next_power_of_2(pool))
         tiles = triton.cdiv(B * triton.cdiv(H, pool) * triton.cdiv(W, pool), P)
-        constants, leak = dict(POOL=pool, P=P, BC=BC) | _neuron(shape, start), _learnt_leak(shape, a)
-        tensors = (x, a, b, membrane, spikes, packed, leak)
+        constants = dict(POOL=pool, P=P, BC=BC) | _neuron(shape, start)
+        tensors = (x, a, b, membrane, spikes, packed, *_learnt(shape, a))
         _launch(_lif_forward, (tiles, triton.cdiv(C, BC)), *tensors, *shape.full, **constants)
         return spikes
 
@@ -327,12 +338,13 @@ class TritonPasses:
         chunk = min(self.chunk, triton.next_power_of_2(T))
         borders = torch.empty(grid[0] * blocks, triton.cdiv(T, chunk), size, **wide)
         scratch = torch.empty(grid[0] * blocks, chunk, size, **half)
-        leak, partial = _learnt_leak(shape, a), torch.zeros(grid[0], sums, T, C, **wide) if sums else None
+        partial = torch.zeros(grid[0], sums, T, C, **wide) if sums else None
         earlier = torch.empty(scratch.shape, **wide) if sums > 2 else None
         delta = torch.empty_like(x)
         _launch(
             _lif_backward, grid, x, a, b, centre, membrane, grad, carry, delta, partial, borders, scratch,
-            leak, earlier, T, B, H, W, C, tiles, ALPHA=shape.alpha, CHUNK=chunk, **_neuron(shape, start), **tiling,
+            *_learnt(shape, a), earlier, T, B, H, W, C, tiles,
+            ALPHA=shape.alpha, CHUNK=chunk, **_neuron(shape, start), **tiling,
         )  # fmt: skip
         return delta, partial.sum(0, dtype=torch.float64) if sums else x.new_zeros(0, T, C)
 
@@ -366,15 +378,15 @@ class TritonPasses:
         return triton.cdiv(windows, P), dict(POOL=shape.pool, P=P, Q=Q, BC=BC)
 
 
-def _learnt_leak(shape, a):
-    """The leak in the dtype of arithmetic where it is learnt, which a kernel is not compiled anew for; else None."""
-    return shape.leak.to(a.dtype) if torch.is_tensor(shape.leak) else None
+def _learnt(shape, a):
+    """Leak and threshold in the dtype of arithmetic; None where one is a number, for which kernels are compiled."""
+    return [v.to(a.dtype) if torch.is_tensor(v) else None for v in (shape.leak, shape.threshold)]
 
 
 def _neuron(shape, start):
-    leak = None if torch.is_tensor(shape.leak) else shape.leak
+    leak, threshold = (None if torch.is_tensor(v) else v for v in (shape.leak, shape.threshold))
     kind = dict(FIRE_FIRST=shape.fire_first, HARD=shape.hard_reset)
-    return dict(LEAK=leak, THETA=shape.threshold, START=bool(start)) | kind
+    return dict(LEAK=leak, THETA=threshold, START=bool(start)) | kind
 
 
 def _wide(x):

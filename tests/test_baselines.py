@@ -457,11 +457,23 @@ def test_learnt_leaks_and_thresholds_run_fused(kind, save_memory, order, norm):
     assert_equal(plain, run(both[1], images, labels))
 
 
+@pytest.mark.parametrize("theta", [5 / 16, -5 / 16])
+def test_a_learnt_threshold_decides_ties_as_the_plain_loop(theta):
+    """Sums of sixteenths, which meet the threshold exactly, but not when each is divided by it first."""
+    nets_ = [make_net(T=6, norm="none", encoding="direct", leak_mem=1) for _ in range(2)]
+    images = torch.randint(0, 2, (3, 3, 8, 8)).double()
+    for net in nets_:
+        for layer in net.layers():
+            layer.synapse.weight.data = (16 * layer.synapse.weight.data).round() / 16
+            layer.lif.threshold = nn.Parameter(torch.tensor(theta, **DOUBLE))
+    assert torch.equal(fused.attach(nets_[1]).voltages(images), nets_[0].voltages(images))
+
+
 def test_thresholds_run_plain_where_a_run_ends_before_all_layers_fired():
     images, labels = torch.randn(3, 3, 8, 8, **DOUBLE) * 2, torch.arange(3)
     options = dict(T=6, neuron=LearntLIF, spike_order="fire_first")
     plain, other = run(make_net(**options), images, labels, 2), fused.attach(make_net(**options))
-    with pytest.warns(UserWarning, match="learns leaks and thresholds in runs long enough to reach the output"):
+    with pytest.warns(UserWarning, match="cannot learn leaks and thresholds in runs too short to reach the output"):
         assert_equal(plain, run(other, images, labels, 2))
 
 

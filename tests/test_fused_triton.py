@@ -138,12 +138,14 @@ def check_lif_options(device):
         check_lif(device, T=3, H=5, W=5, C=1, B=1, leak=1.0, threshold=0.5, **kind)
 
 
-def check_lif_learnt_leak(device):
+def check_lif_learnt(device):
     for kind in KINDS:
         for dtype in (torch.float64, torch.bfloat16):
             for state, start in ((False, False), (True, True)):
-                leak = torch.tensor(0.8, dtype=torch.float64, device=device)
-                check_lif(device, dtype, state, start, T=7, H=5, W=3, pool=2, leak=leak, sums=3, **kind)
+                leak, threshold = torch.tensor([0.8, 1.25], dtype=torch.float64, device=device)
+                size = dict(T=7, H=5, W=3, pool=2)
+                check_lif(device, dtype, state, start, 3, **size, leak=leak, threshold=threshold, **kind)
+            check_lif(device, dtype, **size, threshold=threshold, **kind)
 
 
 def check_lif_default_sizes(device):
@@ -268,7 +270,7 @@ def compile_all(device):
         (torch.bfloat16, dict(T=32, B=1, H=16, W=2, C=64, pool=2)),  # other sizes, the same kernels
         (torch.bfloat16, dict(T=4, B=1, H=4, W=4, C=64, pool=4)),
         (torch.bfloat16, dict(T=25, B=8, H=8, W=8, C=64, pool=2, hard_reset=True)),
-        (torch.bfloat16, dict(T=25, B=8, H=8, W=8, C=64, pool=2, leak=torch.tensor(0.9))),
+        (torch.bfloat16, dict(T=25, B=8, H=8, W=8, C=64, pool=2, leak=torch.tensor(0.9), threshold=torch.tensor(1.2))),
         (torch.float32, dict(T=1, B=1, H=1, W=1, C=1)),
         (torch.float64, dict(T=2, H=16, W=16, C=72, pool=16, fire_first=True)),
     ):

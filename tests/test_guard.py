@@ -2,7 +2,9 @@
 
 import copy
 import io
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 import warnings
@@ -25,6 +27,7 @@ import model
 from baselines import PLIF, HardReset, LearntLIF, TdBN
 from encoders import DirectEncoder
 from fused import guard, snapshot
+from fused.common import cache_folder
 from model import LIF, SpikingVGG
 from utill import SpikeMeter
 
@@ -650,6 +653,69 @@ def test_what_a_part_holds_besides_its_own_runs_plain(where):
 def test_whatever_code_may_read_is_in_the_snapshot(owner, name, value, monkeypatch):
     monkeypatch.setattr(owner, name, value, raising=False)
     assert fused.why_not(make_net()).startswith("the fused engine does not fit this net")
+
+
+BOUNDED = """
+class Learnt(LIF):
+    def __init__(self, leak, threshold=1.0, spike_order="integrate_first"):
+        super().__init__(leak, threshold, spike_order)
+        self.leak, self.threshold = (nn.Parameter(torch.tensor(v)) for v in (leak, threshold))
+
+
+class ClampedLeak(Learnt):
+    def step(self, current, membrane):
+        membrane = self.leak.clamp(0, 1) * membrane + current
+        spikes = self.fire(membrane)
+        return spikes, membrane - self.threshold * spikes.detach()
+
+
+class ClampedThreshold(Learnt):
+    def fire(self, membrane):
+        return SurrogateSpike.apply(membrane / self.threshold.clamp(min=0.5) - 1.0)
+
+
+class Gain(Learnt):
+    def __init__(self, leak, threshold=1.0, spike_order="integrate_first"):
+        super().__init__(leak, threshold, spike_order)
+        self.gain = nn.Parameter(torch.tensor(1.0), requires_grad=False)
+
+    def fire(self, membrane):
+        return super().fire(self.gain.detach() * membrane)
+"""
+
+
+def test_an_edit_that_shows_only_at_other_values_of_what_is_learnt_is_found(tmp_path):
+    for name in ("model.py", "baselines.py", "encoders.py", "fused"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    with (tmp_path / "model.py").open("a") as file:
+        file.write(BOUNDED)
+    (tmp_path / "bntt").mkdir()
+    for library in cache_folder().glob("*.so"):  # else it would be compiled anew
+        shutil.copy(library, tmp_path / "bntt")
+    script = """
+import fused, model
+model.ARCHS["tiny"] = (8, "A", 12, "A"), (24,)
+for neuron in (model.Learnt, model.ClampedLeak, model.ClampedThreshold, model.Gain):
+    print(fused.why_not(model.SpikingVGG("tiny", 4, 0.9, 8, neuron=neuron)))
+"""
+    place = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    said = subprocess.check_output([sys.executable, "-c", script], cwd=tmp_path, text=True, env=place).splitlines()
+    assert said[0] == "None"
+    assert all(line.endswith("is not what the net's own code computes") for line in said[1:])
+    assert len(said) == 4
+
+
+def test_a_proof_where_the_engine_cannot_run_is_none_and_is_not_remembered(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(model, "SURROGATE_ALPHA", 0.37)  # a kind of net that no test has
+    with torch.autograd.graph.save_on_cpu():
+        assert fused.why_not(make_net()).endswith(
+            "keeps what no hook on saved tensors sees (to save memory, use save_memory)"
+        )
+    assert not [*tmp_path.glob("bntt/proved-*")]
+    assert fused.why_not(make_net()) is None
+    assert [*tmp_path.glob("bntt/proved-*")]
 
 
 def test_a_proof_is_of_one_size_of_image_leak_and_threshold():
