@@ -399,16 +399,20 @@ def kernels():
     from fused import Shape
 
     triton = passes(tile=256, tile_back=256, channels=16, rows=24, chunk=3, programs=4)
+    learnt = [torch.tensor(v, device=DEVICE) for v in (0.95, 1.0)]
+    kinds = [(1, False, False, 0.95, 1.0), (2, True, False, 0.95, 1.0), (2, False, True, 0.95, 1.0)]
+    kinds += [(2, False, False, *learnt), (1, True, False, *learnt)]
     for dtype in (torch.float32, torch.bfloat16):
-        for pool, *kind in ((1, False, False), (2, True, False), (2, False, True)):
-            shape = Shape(7, 2, 5, 6, 20, pool, *kind, 0.95, 1.0, 0.3)
+        for kind in kinds:
+            shape = Shape(7, 2, 5, 6, 20, *kind, 0.3)
             a = torch.rand(shape.T, shape.C, device=DEVICE) + 0.5
             x, grad = (torch.randn(sizes, device=DEVICE).to(dtype) for sizes in (shape.full, shape.pooled))
             membrane, carry = torch.zeros(2, shape.N, shape.C, device=DEVICE)
             packed = torch.empty(shape.pooled, dtype=torch.uint8, device=DEVICE)
             triton.statistics(x, shape)
             triton.lif_forward(x, shape, a, a, membrane.clone(), True, packed)
-            delta, _ = triton.lif_backward(x, shape, a, a, a, membrane, grad, carry, True, 2)
+            sums = 3 if torch.is_tensor(shape.leak) else 2
+            delta, _ = triton.lif_backward(x, shape, a, a, a, membrane, grad, carry, True, sums)
             triton.affine(delta, x, shape, a, a, a)
             triton.unpack(packed, 1.0, dtype)
     if not TOY:
