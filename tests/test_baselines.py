@@ -436,12 +436,10 @@ def test_a_learnt_leak_and_threshold_start_as_they_are_given():
     assert (neuron.leak.item(), neuron.threshold.item()) == pytest.approx((0.8, 0.6), abs=1e-7)
 
 
-@pytest.mark.parametrize("norm", ["bntt", "none", "tebn"])
+@pytest.mark.parametrize(("norm", "save_memory"), [("bntt", None), ("bntt", 2), ("none", 2), ("tebn", None)])
 @pytest.mark.parametrize("order", LIF.ORDERS)
-@pytest.mark.parametrize("save_memory", [None, 2])
 @pytest.mark.parametrize("kind", [PLIF, LearntLIF])
 def test_learnt_leaks_and_thresholds_run_fused(kind, save_memory, order, norm):
-    save_memory = None if norm == "tebn" else save_memory
     images, labels = torch.randn(3, 3, 8, 8, **DOUBLE) * 2, torch.arange(3)
     both = [make_net(T=6, neuron=kind, spike_order=order, norm=nets.NORMS[norm]) for _ in range(2)]
     for net in both:
