@@ -686,8 +686,8 @@ class Gain(Learnt):
 
 def test_an_edit_that_shows_only_at_other_values_of_what_is_learnt_is_found(tmp_path):
     for name in ("model.py", "baselines.py", "encoders.py", "fused"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / name)
+        take = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        take(ROOT / name, tmp_path / name)
     with (tmp_path / "model.py").open("a") as file:
         file.write(BOUNDED)
     (tmp_path / "bntt").mkdir()
