@@ -13,6 +13,7 @@ rows="gamma_0 gamma_3.05 gamma_18.3 fire_first fire_first_3.05 base hard_reset a
 rows+=" T4 T6 T10 T25 T50 T100 direct_T4 direct_T6 direct_T12 direct_T25 binary_T4 binary_T6 binary_T12 binary_T25"
 rows+=" bn_T10 bn_T25 bn_T50 bn_T100"
 rows+=" base_3 ann" # about as accurate as none, and as base without spikes: for scripts/robustness.sh
+rows+=" conversion hybrid hybrid_scratch" # each but the last from the one before; ann comes first
 rows+=" published_gamma_0 published" # the longer test: the published command, but at 16x16, without decay on gammas and with it
 
 recipe() {
@@ -35,6 +36,15 @@ recipe() {
     logits_sum) flags+=(--logit_scale 12) ;; # T: the voltage after T steps itself, as in eq. 5
     none | bn) flags+=(--norm "$1") ;;
     base_3) flags+=(--num_epochs 3) ;;
+    conversion)
+        convert ann conversion --num_steps 32 --encoding direct --percentile 99.9 --limit_test 1000 \
+            --data_dir "$(lies_in cifar10)"
+        return
+        ;;
+    hybrid*)
+        flags+=(--encoding direct --norm none --neuron learnt_lif --leak_mem 0.99 --optimizer adam --weight_decay 0.0001)
+        ;;&
+    hybrid) flags+=(--lr 0.0001 --init_from "$results/conversion/seed{seed}/best.pth.tar") ;;
     ann) flags+=(--arch vgg9_ann --num_steps 1 --dropout 0.2 --num_epochs 8) ;;
     bn_T*) flags+=(--norm bn --num_steps "${1#bn_T}") ;;
     T*) flags+=(--num_steps "${1#T}") ;;

@@ -36,6 +36,7 @@ LATER = [SWEEP[2], {"exit_step": 3, "acc": 30.0, "threshold_above": 0.4, "thresh
 KEYS = "norm", "deviation"
 NONE, DECAY = "--gamma_weight_decay 0", "--gamma_weight_decay 0.1"
 FIRE = "--spike_order fire_first"
+HYBRID = "--norm none --neuron learnt_lif --leak_mem 0.99 --encoding direct --optimizer adam --weight_decay 0.0001"
 LENGTH = "exponent | epochs x images"
 
 
@@ -817,6 +818,12 @@ def test_the_page_counts_its_lines_of_few_seeds(place):
         ("none", "--norm none --lr 0.5", "the runs of none: lr is 0.5, where 0.3 goes with base"),
         ("T100", "", "the runs of T100: num_steps is 4, where 100 goes with base"),
         ("tet", "--norm bn --loss tet", "the runs of tet: norm is bn, where bntt goes with base"),
+        ("hybrid", f"{HYBRID} --lr 0.0001", "the runs of hybrid: init_from is None, where some goes with base"),
+        (
+            "hybrid_scratch",
+            f"{HYBRID} --init_from a.pth.tar",
+            "the runs of hybrid_scratch: init_from is a.pth.tar, where None goes with base",
+        ),
     ],
 )
 def test_a_row_that_changes_more_or_less_than_its_name_says_is_refused(place, name, flags, said):
@@ -825,6 +832,15 @@ def test_a_row_that_changes_more_or_less_than_its_name_says_is_refused(place, na
     outcome = call(make_claims.main, "--results", place.results)
     assert (outcome.code, len(outcome.err)) == (2, 1)
     assert outcome.err[0].endswith(f": error: {said}")  # after the program's name, which pytest changes
+
+
+def test_hybrid_training_is_compared_with_its_net_from_scratch(place):
+    place.run("base", 0)
+    place.run("hybrid", 0, 60.0, f"{HYBRID} --lr 0.0001 --init_from a.pth.tar")
+    place.run("hybrid_scratch", 0, 40.0, HYBRID)
+    assert [row[2] for row in place.rows()] == [
+        "[hybrid](claims/hybrid) - [hybrid_scratch](claims/hybrid_scratch): [+20.00](claims/pairs.png)"
+    ]
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):
