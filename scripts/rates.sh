@@ -9,10 +9,10 @@ cd "$(dirname "$0")/.."
 results=${RESULTS:-results}/rates
 pages() { python scripts/make_tables.py --results "$results" --held_out; }
 rows=
-for technique in bntt bn tdbn tebn ln plif_bn none; do
-    for rate in 0.03 0.1 0.3; do rows+=" ${technique}_$rate"; done
+for rate in 0.03 0.1 0.3; do
+    for technique in bntt bn tdbn tebn ln plif_bn none; do rows+=" ${technique}_$rate"; done
 done
-rows=${rows# }" none_0.01"
+rows=${rows# }" bntt_1 bn_1 tdbn_1 tebn_1 plif_bn_1 ln_0.01 none_0.01" # beside those that were best at an end of the grid
 
 recipe() {
     local technique=${1%_*} flags=(--norm "${1%_*}")
