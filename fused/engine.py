@@ -96,8 +96,8 @@ def shapes(net, B, T, size=None):
         features, lif = layer.synapse.weight.shape[0], layer.lif
         kind = lif.spike_order == "fire_first", getattr(lif, "hard_reset", False)
         leak, threshold, alpha = lif.leak, lif.threshold, getattr(lif, "alpha", model.SURROGATE_ALPHA)
-        leak = leak.detach() if torch.is_tensor(leak) else leak
-        threshold = threshold.detach().abs() if torch.is_tensor(threshold) else threshold
+        leak = leak.detach().view(()) if torch.is_tensor(leak) else leak
+        threshold = threshold.detach().abs().view(()) if torch.is_tensor(threshold) else threshold
         found.append(Shape(T, B, H, W, features, pool, *kind, leak, threshold, alpha))
         H, W = H // pool, W // pool
     return found
@@ -144,7 +144,7 @@ class Run:
         # leaks and thresholds as autograd sees them, None where one is a number
         numbers = [(layer.lif.leak, layer.lif.threshold) for layer in self.layers]
         self.leaks, self.thresholds = (
-            [v if torch.is_tensor(v) else None for v in vs] for vs in zip(*numbers, strict=True)
+            [v.view(()) if torch.is_tensor(v) else None for v in vs] for vs in zip(*numbers, strict=True)
         )
         learnt = any(v is not None and v.requires_grad for v in (*self.leaks, *self.thresholds))
         if learnt and not all(self.live):

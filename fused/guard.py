@@ -99,7 +99,7 @@ def _layer(layer, num_steps, save_memory):
         return f"does not know what else is in the normalisation {type(norm).__name__}"
     if save_memory and not norm.per_step:
         return f"cuts time into blocks to save memory, and {type(norm).__name__} takes its statistics over all of it"
-    if not _knows_neuron(lif, synapse.weight.device):
+    if not _knows_neuron(lif, synapse.weight):
         return f"does not know the neuron {type(lif).__name__}" + (" as it was changed" if type(lif) is LIF else "")
     if not _knows_pool(pool):
         return f"does not know the pool of {name}, {_short(pool)}"
@@ -205,7 +205,7 @@ def _knows_batch_norms(norms, beta, synapse):
     )
 
 
-def _knows_neuron(lif, device):
+def _knows_neuron(lif, weight):
     """Whether a neuron goes through time by LIF's own code, its leak and threshold are numbers or learnt ones, and a
     class of our own files says how a step goes."""
     if not _is_ours(lif) or lif._buffers or lif._modules:
@@ -219,8 +219,10 @@ def _knows_neuron(lif, device):
         value = getattr(lif, name)
         if type(value) not in (torch.Tensor, nn.Parameter):
             constants.append(vars(lif).get(name))  # None where code computes it
-        elif value.ndim or not value.is_floating_point() or value.device != device:
-            return False
+        else:
+            number = value.shape in ((), (1,)) and value.is_floating_point() and value.device == weight.device
+            if not number or value.ndim and value.dtype != weight.dtype:  # a product of both would be of the wider one
+                return False
     numbers = all(type(x) in (int, float) and 0 < x < float("inf") for x in constants)
     known = numbers and type(inspect.getattr_static(lif, "hard_reset", False)) is bool
     return known and lif.delay == (lif.spike_order == LIF.ORDERS[1])

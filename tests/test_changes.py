@@ -205,6 +205,18 @@ def _(net, patch):
     net.lif_conv1.threshold = nn.Parameter(torch.tensor(-0.5, dtype=torch.float64))
 
 
+@change("neuron", "a learnable leak and threshold of shape [1]")
+def _(net, patch):
+    for layer in net.layers():
+        layer.lif.leak = nn.Parameter(torch.tensor([0.95], dtype=torch.float64))
+        layer.lif.threshold = nn.Parameter(torch.tensor([0.9], dtype=torch.float64))
+
+
+@change("neuron", "a learnable leak of shape [1], in float32")
+def _(net, patch):
+    net.lif_conv1.leak = nn.Parameter(torch.tensor([0.95]))
+
+
 @change("neuron", "a learnable leak for each channel")
 def _(net, patch):
     net.lif_conv1.leak = nn.Parameter(torch.linspace(0.5, 0.9, 8, dtype=torch.float64)[:, None, None])
