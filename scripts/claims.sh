@@ -13,7 +13,8 @@ rows="gamma_0 gamma_3.05 gamma_18.3 fire_first fire_first_3.05 base hard_reset a
 rows+=" T4 T6 T10 T25 T50 T100 direct_T4 direct_T6 direct_T12 direct_T25 binary_T4 binary_T6 binary_T12 binary_T25"
 rows+=" bn_T10 bn_T25 bn_T50 bn_T100"
 rows+=" base_3 ann" # about as accurate as none, and as base without spikes: for scripts/robustness.sh
-rows+=" conversion hybrid hybrid_scratch" # each but the last from the one before; ann comes first
+rows+=" conversion hybrid hybrid_scratch"
+chain="ann conversion hybrid"
 rows+=" published_gamma_0 published" # the longer test: the published command, but at 16x16, without decay on gammas and with it
 
 recipe() {

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/rows.sh
-rows="direct_T4 poisson_T10 poisson_T25"
+rows="direct_T4 poisson_T10 poisson_T25" chain="direct_T4 poisson_T25"
 
 recipe() {
     local name=cifar10_vgg9_$1 flags=(--config "configs/nets/$1.yaml" --data_dir "$(lies_in cifar10)")

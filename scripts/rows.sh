@@ -1,8 +1,8 @@
 # Sourced by the scripts that train rows, as table1.sh and claims.sh: reads their flags. Such a script names its $rows,
-# defines `recipe` (what one of them trains, at each $budget), `pages` where it has other pages than the tables, and
-# calls `train_rows "$@"`.
+# defines `recipe` (what one of them trains, at each $budget), $chain where some begin with what the one before left,
+# `pages` where it has other pages than the tables, and calls `train_rows "$@"`.
 # shellcheck shell=bash
-budget=full seeds=${seeds:-0} data=${DATA:-data} results=${RESULTS:-results}
+budget=full seeds=${seeds:-0} data=${DATA:-data} results=${RESULTS:-results} chain= workers=${JOBS:-1}
 
 usage() {
     sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
@@ -15,7 +15,8 @@ usage() {
                        CIFAR may be an image tree train/<class>/, test/<class>/, or an archive of one
   RESULTS=DIR          where the runs go (default: results). Paths are from the folder of the README
   FLAGS="--flag ..."   more flags of train.py for every run, as --data_on_device --cuda_graph on a GPU
-  WARM=1               all runs in one Python process, which imports and compiles once: where they are short
+  JOBS=N               N runs at a time, which share the cores: where one alone does not fill a GPU. Fetch the data before
+  WARM=1               one after the other in one Python process, which imports and compiles once: where they are short
 
 Run it again after a stop, with the same FLAGS: it goes on. A row that has its result.json is not run again.
 END
@@ -52,6 +53,7 @@ read_flags() {
     done
     rows=${chosen:-$rows}
     case $budget in full | mini) ;; *) fail "--budget is full or mini, got $budget" ;; esac
+    [[ $workers =~ ^[1-9][0-9]*$ ]] || fail "JOBS takes a number, 1 or more, got $workers"
     [[ $seeds =~ ^[0-9]+( [0-9]+)*$ ]] || fail "--seeds takes numbers, as in --seeds \"0 1 2\", got $seeds"
 }
 
@@ -59,12 +61,53 @@ train_rows() {
     read_flags "$@"
     . scripts/venv.sh --quiet
     [ ! -f "$data" ] || unpack
+    local row dry=1
+    for row in $rows; do recipe "$row"; done # what is wrong with a later row is said before the first one is trained
+    dry=
+    if [ "$workers" = 1 ]; then work; else share_out; fi
+    pages
+}
+
+work() { # all runs, or of several workers those that none has taken
     [ -z "${WARM:-}" ] || keep_warm
     local row
-    for dry in 1 ""; do # what is wrong with a later row is said before the first one is trained
+    if [ "$workers" = 1 ]; then
         for row in $rows; do recipe "$row"; done
+        return
+    fi
+    local all=$seeds each=() linked= job
+    for row in $rows; do [[ " $chain " = *" $row "* ]] || each+=("$row"); done
+    for row in $chain; do [[ " $rows " != *" $row "* ]] || linked+=" $row"; done
+    for job in ${linked:+"$linked"} "${each[@]}"; do
+        for seeds in $all; do
+            mkdir "$taken/$seeds $job" 2>/dev/null || continue
+            for row in $job; do recipe "$row"; done
+        done
     done
-    pages
+}
+
+share_out() { # the runs to $workers processes, which share the cores
+    local taken worker pids=() code=0 cores
+    cores=$(getconf _NPROCESSORS_ONLN)
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > workers ? cores / workers : 1))}
+    taken=$(mktemp -d)
+    trap "rm -rf '$taken'" EXIT
+    set -m # a worker and what it runs are one group of processes, to stop
+    trap 'kill -TERM -- $(jobs -p | sed s/^/-/) 2>/dev/null || true' INT TERM
+    for ((worker = 1; worker <= workers; worker++)); do
+        work | numbered "$worker" &
+        pids+=($!)
+    done
+    set +m # it would tell of each that ends
+    for worker in "${pids[@]}"; do wait "$worker" || code=$?; done
+    wait
+    [ "$code" = 0 ] || exit "$code"
+}
+
+numbered() { # the lines of a worker
+    trap '' INT TERM
+    local line
+    while IFS= read -r line; do echo "$1: $line"; done
 }
 
 keep_warm() { # scripts/serve.py takes the place of python for what trains and reads

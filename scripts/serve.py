@@ -8,6 +8,7 @@ import gc
 import importlib
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repo root
@@ -40,12 +41,12 @@ def run(argv):
 
 
 def main():
-    with os.fdopen(os.dup(0), "rb", buffering=0) as stream, open(3, "w") as replies:
+    with os.fdopen(os.dup(0), "rb", buffering=0) as stream, suppress(BrokenPipeError):  # the script was stopped
         found = words(stream)
         for count in found:
             code = run([next(found) for _ in range(int(count))])
             sys.stdout.flush()
-            print(code, file=replies, flush=True)
+            os.write(3, f"{code}\n".encode())
 
 
 if __name__ == "__main__":

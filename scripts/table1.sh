@@ -11,6 +11,7 @@ cd "$(dirname "$0")/.."
 rows="cifar10_bntt cifar10_bn cifar10_bn_averaged cifar10_none cifar10_ann cifar10_conversion cifar10_hybrid cifar10_hybrid_scratch"
 rows+=" cifar100_bntt cifar100_bn cifar100_none"
 rows+=" tiny_imagenet_bntt tiny_imagenet_bn tiny_imagenet_none"
+chain="cifar10_ann cifar10_conversion cifar10_hybrid"
 
 recipe() {
     local technique=${1##*_}

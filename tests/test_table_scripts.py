@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from typing import NamedTuple
@@ -47,6 +48,9 @@ os.execv(sys.executable, [sys.executable, *argv])
 """
 TINY = "--num_epochs 1 --limit_train 9 --limit_test 4 --batch_size 3 --device cpu"
 SMALL = f"{TINY} --img_size 8"
+
+
+CHAIN = "cifar10_ann", "cifar10_conversion", "cifar10_hybrid"
 
 
 class Row(NamedTuple):
@@ -362,6 +366,48 @@ def test_a_mistake_in_a_warm_process_ends_the_script(place):
     assert "expected a positive number" in outcome.err[0]
 
 
+# ---- Several at a time -----------------------------------------------------------------------------
+
+
+def test_several_workers_train_what_one_does_each_run_once(place):
+    flags = "--budget", "mini", "--seeds", "0 1"
+    assert place.run("table1", *flags, tiny="").code == 0
+    *alone, last = map(tuple, place.commands())
+    place.log.unlink()
+    assert place.run("table1", *flags, tiny="", JOBS=3).code == 0
+    *together, last_together = map(tuple, place.commands())
+    assert sorted(together) == sorted(alone)
+    assert last_together == last
+
+
+@pytest.mark.parametrize(("script", "rows"), [("table1", CHAIN), ("claims", ("ann", "conversion", "hybrid"))])
+def test_what_begins_with_another_run_waits_for_it(place, script, rows):
+    assert place.run(script, "--budget", "mini", "--rows", *rows[::-1], "--seeds", "0 1", tiny="", JOBS=2).code == 0
+    for seed in "01":
+        mine = [" ".join(argv) for argv in place.commands() if f"--seed {seed}" in " ".join(argv)]
+        assert [argv.split()[0] for argv in mine] == ["train.py", "convert.py", "train.py"]
+        assert "--init_from" in mine[2]
+
+
+def test_a_mistake_of_a_worker_is_said_and_no_page_is_made(place):
+    image_tree(place.folder / "data")
+    outcome = place.run("table5", "--budget", "mini", JOBS=2, FLAGS="--lr -1")
+    assert outcome.code == 2
+    assert all("expected a positive number" in line for line in outcome.err)
+    assert not [argv for argv in place.commands() if argv[0] == "scripts/make_tables.py"]
+
+
+def test_workers_that_are_stopped_leave_nothing_running(place):
+    (place.folder / "venv" / "bin" / "python").write_text("#!/bin/sh\necho began\nsleep 60\necho ended\n")
+    environment = os.environ | {"VENV": str(place.folder / "venv"), "RESULTS": str(place.results), "JOBS": "2"}
+    command = ["bash", ROOT / "scripts" / "digits.sh"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as script:
+        seen = [script.stdout.readline() for _ in range(2)]
+        script.terminate()
+        assert script.stdout.read() == ""  # nobody is left who could write
+    assert (sorted(seen), script.returncode) == (["1: began\n", "2: began\n"], 128 + signal.SIGTERM)
+
+
 @pytest.mark.slow
 def test_table1_converts_its_ann_and_goes_on_from_there(place):
     image_tree(place.folder / "data")
@@ -435,7 +481,8 @@ def test_each_row_of_a_study_is_its_own_command(script, place):
     *trained, last = place.commands()
     assert last[0] in ("scripts/make_tables.py", "scripts/make_claims.py")
     named = next(line for line in place.run(script, "--help").out if "--rows ROW" in line).split("of: ")[1].split()
-    folders = [flags_of(" ".join(argv), script)["run_dir"].split("/")[-2] for argv in trained]
+    flags = [flags_of(" ".join(argv), script) for argv in trained]
+    folders = [(found.get("run_dir") or found["out"]).split("/")[-2] for found in flags]
     assert [re.sub("cifar10_(cpu_)?vgg9_", "", name) for name in folders] == named
     assert len({plain(" ".join(argv)) for argv in trained}) == len(named)
 
