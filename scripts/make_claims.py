@@ -15,8 +15,8 @@ import claim_gradients
 import claim_nets
 import claim_order
 import claim_pairs
-from claim_parts import FEW_SEEDS, setting
-from make_tables import COUNT, PERCENT, ROOT, agree, read, read_runs, table, write
+from claim_parts import FAILS, FEW_SEEDS, HOLDS, setting
+from make_tables import COUNT, PERCENT, ROOT, agree, filled, read, read_runs, table, write
 
 from arguments import ArgumentParser
 from utill import UserError, entry_point, reading
@@ -33,6 +33,7 @@ machine (environment.json). What needs the full size, or longer training, is not
 The statements are ours: each puts a claim of the paper, or what it would imply, as a number can answer it, and what
 counts as an answer (10 %, a tenth, 1 %) is ours too. Rows by name, as `base` and `gamma_0`, are those of
 `scripts/claims.sh`; "exponent" is that of weight decay on gammas over the whole training ([gamma.md](claims/gamma.md)).
+{}
 {}
 In {} of the {} lines n is below {}: they tell of these nets alone, and another seed may say otherwise. A line of one
 seed has no verdict but where it has an interval over images, or tells what one net holds.
@@ -70,6 +71,13 @@ def read_claims(results):
     return found
 
 
+def in_short(claims):
+    """What was told by enough seeds, in words."""
+    told = [(answer, [c.text for c in claims if c.n >= FEW_SEEDS and c.verdict == answer]) for answer in (HOLDS, FAILS)]
+    words = [f"{answer.capitalize()}: {'; '.join(texts)}." for answer, texts in told if texts]
+    return filled(" ".join([f"**In {FEW_SEEDS} seeds or more.**", *(words or ["Nothing yet."])]))
+
+
 def page_of_claims(claims, found):
     """claims.md"""
     few = sum(claim.n < FEW_SEEDS for claim in claims)
@@ -77,7 +85,7 @@ def page_of_claims(claims, found):
     below += STEPS.format(claim_pairs.steps_table(found)) if claim_pairs.by_steps(found) else ""
     settings = [f"- {name}: {setting(runs[0])}\n" for name, runs in found.items() if name in ("gamma_0", "base")]
     lines = table(HEADS, [claim.cells() for claim in claims])
-    return PAGE.format("".join(["\n", *settings]), few, len(claims), FEW_SEEDS, lines, below)
+    return PAGE.format("".join(["\n", *settings]), in_short(claims), few, len(claims), FEW_SEEDS, lines, below)
 
 
 @entry_point

@@ -812,6 +812,19 @@ def test_the_page_counts_its_lines_of_few_seeds(place):
     assert "In 1 of the 2 lines n is below 3" in (place.results.parent / "claims.md").read_text()
 
 
+def test_the_page_begins_with_what_enough_seeds_told(place):
+    place.run("base", 0)
+    place.run("bn", 0, 40.0, "--norm bn")
+    place.rows()
+    assert "**In 3 seeds or more.** Nothing yet.\n" in (place.results.parent / "claims.md").read_text()
+    for seed in range(1, 3):
+        place.run("base", seed)
+        place.run("bn", seed, 40.0, "--norm bn")
+    place.rows()
+    said = "**In 3 seeds or more.** Holds: BNTT is better than one BN for all time-steps.\n"
+    assert said in (place.results.parent / "claims.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("name", "flags", "said"),
     [
