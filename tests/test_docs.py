@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import timeit
 
 import pytest
 import torch
@@ -196,7 +197,9 @@ def check(command, trained, put, monkeypatch):
     while words and re.match(r"\w+=", words[0]):
         words.pop(0)
     program, *argv = words or [""]
-    if program == "python":
+    if program == "python" and argv[:2] == ["-m", "timeit"]:
+        timeit.main([*argv[2:-1], "-n", "1", "-r", "1", argv[-1]])
+    elif program == "python":
         check_python(argv[0], argv[1:], trained, put, monkeypatch)
     elif program == "bash":
         assert subprocess.run(["bash", "-n", ROOT / argv[0]], check=False).returncode == 0, command
