@@ -377,9 +377,9 @@ def _first_difference(net, steps, modes, attached):
     return None
 
 
-def _twin(net, size=1.0, learnt=None):
+def _twin(net, size=1.0, learnt=0.85):
     """A float64 copy of a net, plain, without hooks, in which every layer spikes. size: of its gammas and betas.
-    learnt: about what its neurons' parameters are, or None for what they are in the net."""
+    learnt: about what its neurons' parameters are, whatever they are in the net, which the kind of it does not tell."""
     memo = {
         id(v): type(v)() for m in net.modules() for k, v in vars(m).items() if k.endswith("hooks") and v is not None
     }
@@ -393,7 +393,7 @@ def _twin(net, size=1.0, learnt=None):
     ranges = {"bias": (-0.2 * size, 0.4 * size), "weight": (low, 1.6 * size), "running_var": (0.2, 0.6)}
     ranges["scale"] = (0.6, 1.6)  # of a time-step
     for layer in twin.layers():
-        for value in layer.lif.parameters() if learnt is not None else ():
+        for value in layer.lif.parameters():
             value.data.uniform_(0.9, 1.1).mul_(learnt)
         if not layer.norm.batch_norms(1):
             layer.synapse.weight.data *= 2.5 * size * torch.as_tensor(layer.lif.threshold).detach()
