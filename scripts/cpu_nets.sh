@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/rows.sh
-rows="T2 T4"
+rows="T2 T4" chain="T2 T4"
 
 recipe() {
     local name=cifar10_cpu_vgg9 flags=(--config configs/cpu/cifar10_vgg9.yaml --data_dir "$(lies_in cifar10)")

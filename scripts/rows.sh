@@ -16,7 +16,7 @@ usage() {
   RESULTS=DIR          where the runs go (default: results). Paths are from the folder of the README
   FLAGS="--flag ..."   more flags of train.py for every run, as --data_on_device --cuda_graph on a GPU
   JOBS=N               N runs at a time, which share the cores: where one alone does not fill a GPU. Fetch the data before
-  WARM=1               one after the other in one Python process, which imports and compiles once: where they are short
+  WARM=1               one Python process for many runs, which imports and compiles once: where they are short
 
 Run it again after a stop, with the same FLAGS: it goes on. A row that has its result.json is not run again.
 END
@@ -61,51 +61,58 @@ train_rows() {
     read_flags "$@"
     . scripts/venv.sh --quiet
     [ ! -f "$data" ] || unpack
-    local row dry=1
+    local dry=1 jobs= linked=
     for row in $rows; do recipe "$row"; done # what is wrong with a later row is said before the first one is trained
     dry=
+    for row in $chain; do [[ " $rows " != *" $row "* ]] || linked+="+$row"; done
+    for row in $rows; do
+        [[ "$linked+" != *"+$row+"* ]] || row=${linked#+} # these one after the other, where the first of them stands
+        [[ " $jobs " = *" $row "* ]] || jobs+=" $row"
+    done
     if [ "$workers" = 1 ]; then work; else share_out; fi
     pages
 }
 
-work() { # all runs, or of several workers those that none has taken
-    [ -z "${WARM:-}" ] || keep_warm
-    local row
-    if [ "$workers" = 1 ]; then
-        for row in $rows; do recipe "$row"; done
-        return
-    fi
-    local all=$seeds each=() linked= job
-    for row in $rows; do [[ " $chain " = *" $row "* ]] || each+=("$row"); done
-    for row in $chain; do [[ " $rows " != *" $row "* ]] || linked+=" $row"; done
-    for job in ${linked:+"$linked"} "${each[@]}"; do
+work() { # all jobs, or of several workers those that none has taken
+    local all=$seeds job
+    row= # what is being trained
+    for job in $jobs; do
         for seeds in $all; do
-            mkdir "$taken/$seeds $job" 2>/dev/null || continue
-            for row in $job; do recipe "$row"; done
+            if [ "$workers" -gt 1 ] && ! mkdir "$taken/$job-$seeds" 2>/dev/null; then
+                [ -d "$taken/$job-$seeds" ] || fail "cannot write to $taken"
+                continue
+            fi
+            [ -z "${WARM:-}" ] || [ -n "${SERVER_PID:-}" ] || keep_warm
+            for row in ${job//+/ }; do recipe "$row"; done
         done
     done
+    row=
 }
 
-share_out() { # the runs to $workers processes, which share the cores
+share_out() { # the jobs to $workers processes, which share the cores
     local taken worker pids=() code=0 cores
-    cores=$(getconf _NPROCESSORS_ONLN)
+    cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > workers ? cores / workers : 1))}
     taken=$(mktemp -d)
     trap "rm -rf '$taken'" EXIT
     set -m # a worker and what it runs are one group of processes, to stop
-    trap 'kill -TERM -- $(jobs -p | sed s/^/-/) 2>/dev/null || true' INT TERM
+    trap 'kill -TERM -- $(jobs -p | sed s/^/-/) 2>/dev/null || true' INT TERM HUP
     for ((worker = 1; worker <= workers; worker++)); do
-        work | numbered "$worker" &
+        (
+            trap '[ -z "${row:-}" ] || echo "$worker: stopped at $row, seed $seeds" >&2' EXIT
+            work
+        ) | numbered "$worker" &
         pids+=($!)
     done
     set +m # it would tell of each that ends
     for worker in "${pids[@]}"; do wait "$worker" || code=$?; done
     wait
+    trap - INT TERM HUP
     [ "$code" = 0 ] || exit "$code"
 }
 
 numbered() { # the lines of a worker
-    trap '' INT TERM
+    trap '' INT TERM HUP
     local line
     while IFS= read -r line; do echo "$1: $line"; done
 }

@@ -50,9 +50,6 @@ TINY = "--num_epochs 1 --limit_train 9 --limit_test 4 --batch_size 3 --device cp
 SMALL = f"{TINY} --img_size 8"
 
 
-CHAIN = "cifar10_ann", "cifar10_conversion", "cifar10_hybrid"
-
-
 class Row(NamedTuple):
     """A row of a script: what it trains."""
 
@@ -380,32 +377,37 @@ def test_several_workers_train_what_one_does_each_run_once(place):
     assert last_together == last
 
 
-@pytest.mark.parametrize(("script", "rows"), [("table1", CHAIN), ("claims", ("ann", "conversion", "hybrid"))])
-def test_what_begins_with_another_run_waits_for_it(place, script, rows):
-    assert place.run(script, "--budget", "mini", "--rows", *rows[::-1], "--seeds", "0 1", tiny="", JOBS=2).code == 0
-    for seed in "01":
-        mine = [" ".join(argv) for argv in place.commands() if f"--seed {seed}" in " ".join(argv)]
-        assert [argv.split()[0] for argv in mine] == ["train.py", "convert.py", "train.py"]
-        assert "--init_from" in mine[2]
+@pytest.mark.parametrize("script", ["table1", "claims", "nets", "cpu_nets"])
+def test_what_begins_with_another_run_waits_for_it(place, script):
+    assert place.run(script, "--budget", "mini", "--seeds", "0 1", tiny="", JOBS=3).code == 0
+    left, started = [], 0
+    for argv in place.commands():
+        begins = (
+            argv[1] if argv[0] == "convert.py" else argv[argv.index("--init_from") + 1] if "--init_from" in argv else ""
+        )
+        started += bool(begins)
+        assert begins.removesuffix("/best.pth.tar") in ["", *left]
+        left += [argv[argv.index(flag) + 1] for flag in ("--run_dir", "--out") if flag in argv]
+    assert started >= 2
 
 
-def test_a_mistake_of_a_worker_is_said_and_no_page_is_made(place):
-    image_tree(place.folder / "data")
-    outcome = place.run("table5", "--budget", "mini", JOBS=2, FLAGS="--lr -1")
-    assert outcome.code == 2
-    assert all("expected a positive number" in line for line in outcome.err)
-    assert not [argv for argv in place.commands() if argv[0] == "scripts/make_tables.py"]
+def test_what_a_worker_could_not_do_is_said_and_no_page_is_made(place):
+    (place.folder / "venv" / "bin" / "python").write_text(f"#!/bin/sh\necho $1 >> {place.log}\nexit 2\n")
+    outcome = place.run("table5", "--budget", "mini", JOBS=2)
+    assert (outcome.code, place.log.read_text()) == (2, "train.py\ntrain.py\n")
+    assert {line[2:] for line in outcome.err} == {" stopped at bntt, seed 0", " stopped at ln, seed 0"}
 
 
-def test_workers_that_are_stopped_leave_nothing_running(place):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_workers_that_are_stopped_leave_nothing_running(place, number):
     (place.folder / "venv" / "bin" / "python").write_text("#!/bin/sh\necho began\nsleep 60\necho ended\n")
     environment = os.environ | {"VENV": str(place.folder / "venv"), "RESULTS": str(place.results), "JOBS": "2"}
     command = ["bash", ROOT / "scripts" / "digits.sh"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as script:
         seen = [script.stdout.readline() for _ in range(2)]
-        script.terminate()
+        script.send_signal(number)
         assert script.stdout.read() == ""  # nobody is left who could write
-    assert (sorted(seen), script.returncode) == (["1: began\n", "2: began\n"], 128 + signal.SIGTERM)
+    assert (sorted(seen), script.returncode) == (["1: began\n", "2: began\n"], 128 + number)
 
 
 @pytest.mark.slow
