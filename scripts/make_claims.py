@@ -15,7 +15,7 @@ import claim_gradients
 import claim_nets
 import claim_order
 import claim_pairs
-from claim_parts import FAILS, FEW_SEEDS, HOLDS, setting
+from claim_parts import FAILS, FEW_SEEDS, HOLDS, OPEN, setting
 from make_tables import COUNT, PERCENT, ROOT, agree, filled, read, read_runs, table, write
 
 from arguments import ArgumentParser
@@ -27,8 +27,9 @@ PAGE = """# The paper's claims, put to the test
 Small runs (`scripts/claims.sh`), and what `scripts/folding.py` and `scripts/robustness.sh` see in trained nets. n:
 seeds, where nothing else is said. Differences are in points of accuracy, paired by seed, with the 95 % interval of a
 t-test; of one net, or one pair of nets, with an interval over images. Each interval stands alone: one in twenty is
-wrong by chance, and lines on the same nets go wrong together. Paired runs share data, seed and settings, not always the
-machine (environment.json). What needs the full size, or longer training, is not seen here.
+wrong by chance, and lines on the same nets go wrong together. Paired runs share data, seed and all settings but what
+their rows name (hybrid training has an optimizer and rate of its own), not always the machine (environment.json). What
+needs the full size, or longer training, is not seen here.
 
 The statements are ours: each puts a claim of the paper, or what it would imply, as a number can answer it, and what
 counts as an answer (10 %, a tenth, 1 %) is ours too. Rows by name, as `base` and `gamma_0`, are those of
@@ -73,8 +74,10 @@ def read_claims(results):
 
 def in_short(claims):
     """What was told by enough seeds, in words."""
-    told = [(answer, [c.text for c in claims if c.n >= FEW_SEEDS and c.verdict == answer]) for answer in (HOLDS, FAILS)]
-    words = [f"{answer.capitalize()}: {'; '.join(texts)}." for answer, texts in told if texts]
+    told = {
+        answer: [c.text for c in claims if c.n >= FEW_SEEDS and c.verdict == answer] for answer in (HOLDS, FAILS, OPEN)
+    }
+    words = [f"{answer.capitalize()}: {'; '.join(texts)}." for answer, texts in told.items() if texts]
     return filled(" ".join([f"**In {FEW_SEEDS} seeds or more.**", *(words or ["Nothing yet."])]))
 
 

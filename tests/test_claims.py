@@ -1,6 +1,5 @@
 """scripts/make_claims.py and its claim_*.py: what they make of runs, against numbers worked out by hand."""
 
-import itertools
 import json
 import math
 import re
@@ -37,6 +36,7 @@ KEYS = "norm", "deviation"
 NONE, DECAY = "--gamma_weight_decay 0", "--gamma_weight_decay 0.1"
 FIRE = "--spike_order fire_first"
 HYBRID = "--norm none --neuron learnt_lif --leak_mem 0.99 --encoding direct --optimizer adam --weight_decay 0.0001"
+START = "the runs of hybrid: init_from is"
 LENGTH = "exponent | epochs x images"
 
 
@@ -120,9 +120,9 @@ def test_a_claim_that_one_is_better_is_judged_by_the_interval_of_the_difference(
 
 def test_one_seed_tells_nothing(place):
     place.run("base", 0, 90.0)
-    place.run("none", 0, 10.0, "--norm none")
+    place.run("none", 0, 20.0, "--norm none")
     (row,) = place.rows()
-    assert row[2:] == ["[base](claims/base) - [none](claims/none): [+80.00](claims/pairs.png)", "1", OPEN]
+    assert row[2:] == ["[base](claims/base) - [none](claims/none): [+70.00](claims/pairs.png)", "1", OPEN]
 
 
 def test_decay_alone_is_what_sgd_makes_of_a_gamma_without_gradient(place):
@@ -209,7 +209,7 @@ def test_averaged_statistics_are_compared_with_averaged_ones(place):
         (place.results / f"bn/seed{seed}/averaged.json").write_text('{"top1": 49.5, "count": 100}')
     stored, averaged = place.rows()
     assert "[+10.00 (+10.00 to +10.00)]" in stored[2]
-    assert averaged[1] == "the same, both with averaged statistics"
+    assert averaged[1] == "BNTT is better than one BN, both with averaged statistics"
     assert "[+1.50 (+1.50 to +1.50)]" in averaged[2]
 
 
@@ -825,17 +825,38 @@ def test_the_page_begins_with_what_enough_seeds_told(place):
     assert said in (place.results.parent / "claims.md").read_text()
 
 
+def test_the_page_does_not_hide_what_stays_open(place):
+    for seed, acc in enumerate((49.0, 50.0, 51.0)):
+        place.run("base", seed)
+        place.run("none", seed, acc, "--norm none")
+    place.rows()
+    said = "**In 3 seeds or more.** Cannot be told at this scale: BNTT is better than no normalisation.\n"
+    assert said in (place.results.parent / "claims.md").read_text()
+
+
+def test_a_line_of_a_pair_tells_of_nets_that_did_not_learn(place):
+    place.run("base", 0)
+    place.run("none", 0, 12.0, "--norm none")
+    seen = "[base](claims/base) - [none](claims/none): [+38.00](claims/pairs.png)"
+    assert place.rows()[0][2] == f"{seen}; of none 1 did not learn: 12.00 % (chance is 10 %)"
+
+
 @pytest.mark.parametrize(
     ("name", "flags", "said"),
     [
         ("none", "--norm none --lr 0.5", "the runs of none: lr is 0.5, where 0.3 goes with base"),
         ("T100", "", "the runs of T100: num_steps is 4, where 100 goes with base"),
         ("tet", "--norm bn --loss tet", "the runs of tet: norm is bn, where bntt goes with base"),
-        ("hybrid", f"{HYBRID} --lr 0.0001", "the runs of hybrid: init_from is None, where some goes with base"),
+        ("hybrid", f"{HYBRID} --lr 0.0001", f"{START} None, where conversion/seed0/best.pth.tar goes with base"),
         (
-            "hybrid_scratch",
-            f"{HYBRID} --init_from a.pth.tar",
-            "the runs of hybrid_scratch: init_from is a.pth.tar, where None goes with base",
+            "hybrid",
+            f"{HYBRID} --lr 0.0001 --init_from conversion/seed1/best.pth.tar",
+            f"{START} conversion/seed1/best.pth.tar, where conversion/seed0/best.pth.tar goes with base",
+        ),
+        (
+            "none",
+            "--norm none --init_from a.pth.tar",
+            "the runs of none: init_from is a.pth.tar, where None goes with base",
         ),
     ],
 )
@@ -849,7 +870,7 @@ def test_a_row_that_changes_more_or_less_than_its_name_says_is_refused(place, na
 
 def test_hybrid_training_is_compared_with_its_net_from_scratch(place):
     place.run("base", 0)
-    place.run("hybrid", 0, 60.0, f"{HYBRID} --lr 0.0001 --init_from a.pth.tar")
+    place.run("hybrid", 0, 60.0, f"{HYBRID} --lr 0.0001 --init_from conversion/seed0/best.pth.tar")
     place.run("hybrid_scratch", 0, 40.0, HYBRID)
     assert [row[2] for row in place.rows()] == [
         "[hybrid](claims/hybrid) - [hybrid_scratch](claims/hybrid_scratch): [+20.00](claims/pairs.png)"
@@ -895,8 +916,6 @@ def test_each_line_leads_to_a_figure_or_to_a_page_that_has_one(place):
         assert any(path.suffix == ".png" and path.stat().st_size > 1000 for path in found), row
 
 
-def test_no_two_pairs_are_the_same_and_the_same_words_follow_what_they_mean():
-    compared = [pair[2:] for pair in claim_pairs.PAIRS]
-    assert len(set(compared)) == len(compared)
-    for before, pair in itertools.pairwise(claim_pairs.PAIRS):
-        assert pair.text.startswith("the same") == (pair[2:4] == before[2:4])
+def test_no_two_pairs_are_the_same_or_have_the_same_words():
+    for part in ([pair[2:] for pair in claim_pairs.PAIRS], [pair.text for pair in claim_pairs.PAIRS]):
+        assert len(part) == len({*part})
