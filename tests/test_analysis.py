@@ -21,7 +21,7 @@ def measured(trained, tmp_path_factory):
     """(analysis.json of the trained run, what analysis.py printed), with noise and attacks."""
     folder = tmp_path_factory.mktemp("figures")
     flags = (
-        "--noise 0 0.2 --fgsm 0 8 --pgd 8 --attack_images 40 --surrogate_width 0.5 1 --draws 2 --html --limit_test 100"
+        "--noise 0 0.2 --fgsm 0 8 --pgd 8 --attack_images 20 --surrogate_width 0.5 1 --draws 2 --html --limit_test 100"
     )
     outcome = call(analysis.main, trained.checkpoint, flags, "--out", folder)
     assert outcome.code == 0, outcome.err
@@ -63,7 +63,7 @@ def test_each_attack_has_a_row_for_each_width_and_the_worst(measured):
     rows = [(row["kind"], round(255 * row["eps"]), row["width"]) for row in measured[0]["attack"]]
     kinds = [("fgsm", 0), ("fgsm", 8), ("pgd", 8)]
     assert rows == [(*kind, width) for kind in kinds for width in (0.5, 1.0, None)]
-    assert all(row["count"] == 40 for row in measured[0]["attack"])
+    assert all(row["count"] == 20 for row in measured[0]["attack"])
 
 
 def test_the_worst_of_all_widths_is_no_better_than_any(measured):
@@ -107,7 +107,7 @@ def test_a_net_without_gammas_has_no_figure_of_them(tmp_path, norm):
     sizes = "--dataset synthetic --limit_train 32 --limit_test 20 --num_epochs 1 --norm"
     assert call(train.main, TINY, sizes, norm, "--run_dir", tmp_path / "run").code == 0
     path = tmp_path / "run" / "last.pth.tar"
-    assert call(analysis.main, path, "--out", tmp_path).code == 0
+    assert call(analysis.main, path, "--figures", 5, "--out", tmp_path).code == 0
     found = json.loads((tmp_path / "run" / "analysis.json").read_text())
     assert (found["gamma"], found["exit"], found["sigma"] is None) == (None, None, norm == "none")
     refused = call(analysis.main, path, "--figures", 4, "--out", tmp_path)
@@ -117,7 +117,7 @@ def test_a_net_without_gammas_has_no_figure_of_them(tmp_path, norm):
 def test_a_net_with_layer_norm_is_measured(tmp_path):
     sizes = "--dataset synthetic --limit_train 32 --limit_test 20 --num_epochs 1 --norm ln"
     assert call(train.main, TINY, sizes, "--run_dir", tmp_path / "run").code == 0
-    assert call(analysis.main, tmp_path / "run" / "last.pth.tar", "--out", tmp_path).code == 0
+    assert call(analysis.main, tmp_path / "run" / "last.pth.tar", "--figures", 5, "--out", tmp_path).code == 0
     assert json.loads((tmp_path / "run" / "analysis.json").read_text())["norm_input"] is None
 
 
