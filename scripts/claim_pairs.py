@@ -4,7 +4,7 @@ import statistics
 import textwrap
 from typing import NamedTuple
 
-from claim_parts import FAILS, HOLDS, OPEN, Claim, by_seed, did_not_learn, drawn, learnt, verdict
+from claim_parts import FAILS, HOLDS, OPEN, Claim, by_seed, did_not_learn, drawn, learnt, mean_and_half, verdict
 from make_tables import MACHINE, interval, mean_and_deviation, paired, table
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
@@ -111,6 +111,18 @@ def claims(found):
                 seen += f"; of {name} {len(bad)} {did_not_learn(bad)}"
         told.append(Claim(pair.where, pair.text, seen, n, verdict(mean, half)))
     return told
+
+
+def conversion_claims(found):
+    """A claim on what is lost in the conversion of a net of ReLUs, in so few steps."""
+    runs = [run for run in found.get("conversion", []) if "difference" in run]
+    if not runs:
+        return []
+    T, images = runs[0]["num_steps"], runs[0]["count"]
+    mean, half = mean_and_half([run["difference"] for run in runs])
+    seen = f"[conversion - ann](claims/conversion/seed{runs[0]['seed']}/conversion.png), {images:,} images: "
+    text = f"a converted net loses more than a point in {T} {runs[0]['config']['encoding']} steps"
+    return [Claim("table 1", text, seen + interval(mean, half), len(runs), verdict(-mean - 1, half))]
 
 
 def draw_pairs(found, path):

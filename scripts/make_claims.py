@@ -106,7 +106,7 @@ def run(results, check):
     found, nets = read_claims(results), claim_nets.robust_nets(results / "robustness")
     claims = [*claim_gammas.claims(found), *claim_order.claims(found), *claim_gradients.claims(found)]
     claims += [*claim_nets.folding_claims(results / "folding.json"), *claim_pairs.claims(found)]
-    claims += claim_nets.robust_claims(nets)
+    claims += [*claim_pairs.conversion_claims(found), *claim_nets.robust_claims(nets)]
     if not (found or claims or nets):
         raise UserError(f"{results} holds nothing that scripts/claims.sh left: give the folder of its runs")
     claim_pairs.check(found)

@@ -842,6 +842,25 @@ def test_a_line_of_a_pair_tells_of_nets_that_did_not_learn(place):
 
 
 @pytest.mark.parametrize(
+    ("differences", "seen", "answer"),
+    [
+        ([-3.0, -3.0], "-3.00 (-3.00 to -3.00)", "holds, in 2 seeds"),
+        ([-0.5, -0.5], "-0.50 (-0.50 to -0.50)", "does not hold, in 2 seeds"),
+        ([-4.0, -2.0], "-3.00 (-15.71 to +9.71)", OPEN),
+    ],
+)
+def test_what_a_conversion_loses_is_told_beside_one_point(place, differences, seen, answer):
+    for seed, difference in enumerate(differences):
+        place.run("conversion", seed, 40.0, "--norm none --encoding direct")
+        path = place.results / f"conversion/seed{seed}/result.json"
+        lost = {"difference": difference, "half_interval": 1.0}
+        path.write_text(json.dumps(json.loads(path.read_text()) | lost))
+    text = "a converted net loses more than a point in 4 direct steps"
+    told = f"[conversion - ann](claims/conversion/seed0/conversion.png), 100 images: {seen}"
+    assert place.rows() == [["table 1", text, told, "2", answer]]
+
+
+@pytest.mark.parametrize(
     ("name", "flags", "said"),
     [
         ("none", "--norm none --lr 0.5", "the runs of none: lr is 0.5, where 0.3 goes with base"),
