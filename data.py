@@ -34,6 +34,7 @@ import image_data
 from image_data import EPOCH, SUBSET, UNIT_STATS, Raw, Split, read_image, resize, stratified_order
 from utill import DataFacts, UserError, is_name, one_line
 
+CROP_PADDING = 4  # pixels, the authors'
 MOST = 0.9  # of the images held out must be found again
 
 
@@ -91,7 +92,7 @@ def normalize(images, mean, std):
     return images.float().div_(255).sub_(mean).div_(std)
 
 
-def augment_batch(images, dy, dx, flip, padding=4):
+def augment_batch(images, dy, dx, flip, padding=CROP_PADDING):
     """Crop each image at its own offset out of a zero-padded frame, then mirror it where `flip`.
 
     images: uint8 [B, C, H, W]; dy, dx: int64 [B] in 0 .. 2 * padding; flip: bool [B]; all on one
@@ -116,7 +117,7 @@ class Draws(NamedTuple):
 
 
 @lru_cache(maxsize=2)
-def epoch_draws(seed, epoch, count, padding=4):
+def epoch_draws(seed, epoch, count, padding=CROP_PADDING):
     rng = np.random.default_rng([seed, EPOCH, epoch])
     dy, dx = rng.integers(0, 2 * padding + 1, (2, count))
     draws = rng.random(count), dy, dx, rng.random(count) < 0.5
@@ -126,20 +127,21 @@ def epoch_draws(seed, epoch, count, padding=4):
 class BatchMaker:
     """maker[epoch, indices] -> (images, labels), a finished batch: what a worker process runs."""
 
-    def __init__(self, split, mean, std, seed, augment=False, mirrored=True):
+    def __init__(self, split, mean, std, seed, padding=0, mirrored=True):
         self.split, self.mean, self.std, self.seed = split, mean, std, seed
-        self.augment, self.mirrored = augment, mirrored
+        self.padding, self.mirrored = padding, mirrored
 
     def __getitem__(self, key):
         epoch, indices = key
         device = self.split.images.device
         here = torch.as_tensor(indices).to(device, non_blocking=True)
         images = self.split.images[here]
-        if self.augment:
-            draws = epoch_draws(self.seed, epoch, len(self.split.labels))
+        if self.padding:
+            draws = epoch_draws(self.seed, epoch, len(self.split.labels), self.padding)
             picked = (draw[indices].to(device, non_blocking=True) for draw in (draws.dy, draws.dx, draws.flip))
             dy, dx, flip = picked
-            cropped = augment_batch(images.flatten(1, -3), dy, dx, flip & self.mirrored)  # frames alike
+            flip &= self.mirrored
+            cropped = augment_batch(images.flatten(1, -3), dy, dx, flip, self.padding)  # frames alike
             images = cropped.view_as(images)
         return normalize(images, self.mean, self.std), self.split.labels[here]
 
@@ -272,8 +274,8 @@ def build_loaders(args, train=True, facts=None, split_seed=None, held=None):
     if len(mean) != channels:
         raise UserError(f"mean and std are of {len(mean)} channels, the images of {args.dataset} have {channels}")
 
-    def loader(split, indices, training=False, augment=False):
-        maker = BatchMaker(split, mean, std, seed, augment, row.mirrored)
+    def loader(split, indices, training=False, padding=0):
+        maker = BatchMaker(split, mean, std, seed, padding, row.mirrored)
         return Loader(maker, indices, args.batch_size * (1 if training else 2), args.num_workers, training)
 
     train_loader = val_loader = None
@@ -287,7 +289,7 @@ def build_loaders(args, train=True, facts=None, split_seed=None, held=None):
         if len(kept) < args.batch_size:
             raise UserError(f"{len(kept)} training images do not fill a batch of {args.batch_size}: lower --batch_size")
         augment = row.augment if args.augment is None else args.augment
-        train_loader = loader(raw.train, np.sort(kept), training=True, augment=augment)
+        train_loader = loader(raw.train, np.sort(kept), training=True, padding=args.crop_padding if augment else 0)
         val_loader = loader(raw.train, np.sort(order[:count])) if count else None
     order = stratified_order(raw.test.labels.numpy(), [0, SUBSET])  # the same images whatever the seed
     test_loader = loader(raw.test, np.sort(order[: args.limit_test]))

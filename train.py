@@ -51,6 +51,8 @@ def parse_args(argv=None):
     add("--best_by", default="val", choices=["val", "last"], help=best)
     crop = "random crop and, except for digits, flip (default: as suits the data set)"
     add("--augment", default=None, action=argparse.BooleanOptionalAction, help=crop)
+    pixels = "the crop is out of an image with so many zeros at each side, whatever its size"
+    add("--crop_padding", default=data.CROP_PADDING, type=positive_int, metavar="PIXELS", help=pixels)
     arguments.add_run_arguments(parser)
     add = parser.add_argument_group("training").add_argument
     start = "start from these weights, as far as they fit: another T, norm or number of classes"

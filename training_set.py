@@ -23,7 +23,9 @@ def trained_with(path, checkpoint):
     parser.add_argument("--limit_train", default=None, type=positive_int)
     parser.add_argument("--val_fraction", default=0.0, type=fraction)
     parser.add_argument("--augment", default=None, action=argparse.BooleanOptionalAction)
-    known = {key: config[key] for key in ("limit_train", "val_fraction", "augment") if key in config}
+    parser.add_argument("--crop_padding", default=data.CROP_PADDING, type=positive_int)
+    keys = ("limit_train", "val_fraction", "augment", "crop_padding")
+    known = {key: config[key] for key in keys if key in config}
     parser.apply_config(known, f"the config in {path}")
     return vars(parser.parse_args([]))
 

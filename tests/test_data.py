@@ -46,6 +46,7 @@ def settings(dataset="synthetic", **changes):
         norm_stats="own",
         encoding="poisson",
         augment=None,
+        crop_padding=data.CROP_PADDING,
     )
     return Namespace(**(values | changes))
 
@@ -145,6 +146,17 @@ def test_draws_cover_every_offset_and_flip_half():
         assert torch.bincount(offsets, minlength=9).min() > 5000 / 9 * 0.8
         assert offsets.max() == 8
     assert abs(draws.flip.float().mean() - 0.5) < 0.03
+
+
+@pytest.mark.parametrize("padding", [1, 4])
+def test_crops_leave_as_many_pixels_out_as_asked(padding):
+    loader = build_loaders(settings(batch_size=100, augment=True, crop_padding=padding)).train
+    images = loader.maker[0, np.arange(100)][0]
+    black = loader.maker.split.images.new_zeros(1, *images.shape[1:])
+    black = data.normalize(black, loader.maker.mean, loader.maker.std)
+    rows = (images == black).all(dim=(1, 3))  # all of a row of pixels
+    empty = torch.stack([rows.int().cumprod(1).sum(1), rows.flip(1).int().cumprod(1).sum(1)])
+    assert empty.max() == padding
 
 
 def test_an_image_is_augmented_alike_with_and_without_the_other_images():
