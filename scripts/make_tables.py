@@ -304,10 +304,10 @@ def mini_limits(run):
     what = f"{config['encoding']} encoding, T = {run['num_steps']}"
     what += f", {config['num_epochs']} epochs of {run['train_images']:,} images"
     return f"""These are rows of the mini protocol ({what}), each at the best learning
-rate of [a small search](rates) on CIFAR-10, whose grid ends at the rate of most of them; bn_averaged takes that of bn.
-In training each batch and time-step has statistics of its own, in a test all time-steps of one BN share theirs: where
-it is ahead in training and behind in tests, it is the sharing that fails, of averaged statistics too. Nothing is told
-of full training, nor of Poisson spikes at T = 25.
+rate of [a small search](rates) on CIFAR-10, which for ln is the lowest tried; bn_averaged takes that of bn. In training
+each batch and time-step has statistics of its own, in a test all time-steps of one BN share theirs: where it is ahead
+in training and behind in tests, it is the sharing that fails, of averaged statistics too. Nothing is told of full
+training, nor of Poisson spikes at T = 25.
 """
 
 
