@@ -284,7 +284,8 @@ def test_what_a_checkpoint_says_of_its_training_is_checked(key, value, said):
 
 
 def test_a_checkpoint_without_settings_saw_all_training_images():
-    assert training_set.trained_with("x.tar", {}) == {"limit_train": None, "val_fraction": 0.0, "augment": None}
+    told = {"limit_train": None, "val_fraction": 0.0, "augment": None, "crop_padding": 4}
+    assert training_set.trained_with("x.tar", {}) == told
 
 
 ALL = "fc1, bntt_fc1, fc2, bntt_fc2, fc3"
