@@ -205,8 +205,8 @@ def test_the_same_seed_gives_the_same_log_twice(unbroken, tmp_path):
 @pytest.mark.slow
 def test_killed_many_times_for_real(tmp_path):
     flags = "--arch fc3 --num_steps 2 --limit_train 64 --num_epochs 2"
-    outcome = spawn("tests/stress/kill_test.py", "--kills 3 --in_write 1 --kinds 1", flags, cwd=tmp_path)
-    assert outcome.out[-1] == "3 of 3 kills survived, 1 inside a checkpoint write; end bit-identical: yes"
+    outcome = spawn("tests/stress/kill_test.py", "--kills 2 --in_write 1 --kinds 1", flags, cwd=tmp_path)
+    assert outcome.out[-1] == "2 of 2 kills survived, 1 inside a checkpoint write; end bit-identical: yes"
     assert outcome.code == 0
 
 
