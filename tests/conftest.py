@@ -20,6 +20,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the
 TINY = "--img_size 8 --num_steps 3 --batch_size 16 --num_workers 0 --device cpu"
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that no worker begins a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 class Outcome(NamedTuple):
     """What a script did: its exit code, and the lines of its stdout and stderr."""
 
